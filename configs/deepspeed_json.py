@@ -1,0 +1,92 @@
+"""What a DeepSpeed JSON says about batches, precision, ZeRO and clipping: its only reader here.
+
+The file is passed to DeepSpeed untouched; this reads the facts the rest needs from it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from configs.errors import RecipeError
+
+PRESETS = Path(__file__).parent / "deepspeed"
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """How a global batch is split: ``global_batch = micro_batch * accumulation * world``."""
+
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    world: int
+
+
+def read_deepspeed(given: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A preset's bare name, a path to a JSON file, or the mapping itself -> the mapping."""
+    if not isinstance(given, str):
+        return dict(given)
+    bare = "/" not in given and not given.endswith(".json")
+    path = PRESETS / f"{given}.json" if bare else Path(given)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.json")))
+        msg = f"DeepSpeed config '{given}': no file {path}; presets are: {known}"
+        raise RecipeError(msg) from None
+    except json.JSONDecodeError as error:
+        msg = f"{path}:{error.lineno}: not JSON: {error.msg}"
+        raise RecipeError(msg) from None
+    if not isinstance(values, dict):
+        msg = f"{path}: expected a JSON object, found {type(values).__name__}"
+        raise RecipeError(msg)
+    return values
+
+
+def precision(values: Mapping[str, Any]) -> Precision:
+    """The precision that the file asks for; RecipeError if it asks for two."""
+    on = [kind for kind in ("bf16", "fp16") if values.get(kind, {}).get("enabled", False)]
+    if len(on) > 1:
+        msg = "DeepSpeed config: bf16 and fp16 are both enabled; choose one"
+        raise RecipeError(msg)
+    return on[0] if on else "fp32"  # type: ignore[return-value]
+
+
+def zero_stage(values: Mapping[str, Any]) -> int:
+    """The ZeRO stage, 0 when absent."""
+    return int(values.get("zero_optimization", {}).get("stage", 0))
+
+
+def gradient_clipping(values: Mapping[str, Any]) -> float:
+    """The largest gradient norm; DeepSpeed clips at 1.0 when the key is absent, 0 turns it off."""
+    return float(values.get("gradient_clipping", 1.0))
+
+
+def batch_plan(values: Mapping[str, Any], world: int) -> BatchPlan:
+    """Split ``train_batch_size`` over ranks and accumulation; RecipeError if it does not divide."""
+    if "train_batch_size" not in values:
+        msg = "DeepSpeed config: train_batch_size is missing; Onward keeps the global batch constant"
+        raise RecipeError(msg)
+    total = int(values["train_batch_size"])
+    if total % world:
+        msg = f"DeepSpeed config: train_batch_size {total} cannot be split over {world} ranks"
+        raise RecipeError(msg)
+    micro = int(values.get("train_micro_batch_size_per_gpu", total // world))
+    if micro < 1 or (total // world) % micro:
+        msg = (
+            f"DeepSpeed config: train_batch_size {total} on {world} ranks is {total // world} "
+            f"rows a rank, which train_micro_batch_size_per_gpu {micro} does not divide"
+        )
+        raise RecipeError(msg)
+    accumulation = total // world // micro
+    asked = values.get("gradient_accumulation_steps", accumulation)
+    if asked not in {accumulation, "auto"}:
+        msg = (
+            f"DeepSpeed config: gradient_accumulation_steps is {asked}, but train_batch_size {total} "
+            f"= micro batch {micro} x ranks {world} x accumulation {accumulation}"
+        )
+        raise RecipeError(msg)
+    return BatchPlan(total, micro, accumulation, world)

@@ -1,0 +1,95 @@
+"""The seam of a chain: what a stage is given, what it hands on, and how it names earlier ones."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from configs.errors import DataError, RecipeError
+from configs.schema import Config
+
+STAGE_PREFIX = "stage:"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What a finished stage hands on: its folder, and a digest of what lies there."""
+
+    folder: Path
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """All that a stage may know of the run it stands in.
+
+    Attributes:
+        name: the stage's name in the recipe.
+        folder: the stage's own folder in the run; it exists.
+        seed: the recipe's seed.
+        key: hash of the stage's config, its inputs' fingerprints and its code's version.
+        inputs: the earlier stages it names, by name. During ``check`` a stage that has not
+            run yet is absent from it.
+    """
+
+    name: str
+    folder: Path
+    seed: int
+    key: str
+    inputs: Mapping[str, Artifact]
+
+    def locate(self, location: str) -> Path:
+        """The path behind ``stage:NAME/rest`` or a plain path; DataError if nothing is there."""
+        name, rest = split_location(location)
+        if name is None:
+            path = Path(location)
+        elif name in self.inputs:
+            path = self.inputs[name].folder / rest
+        else:
+            msg = f"stage {self.name}: {location}: stage '{name}' has not been run"
+            raise DataError(msg)
+        if not path.exists():
+            msg = f"stage {self.name}: {location}: nothing at {path}"
+            raise DataError(msg)
+        return path
+
+    def is_made(self, location: str) -> bool:
+        """False only for a location in a stage that has not run yet."""
+        name, _ = split_location(location)
+        return name is None or name in self.inputs
+
+
+def split_location(location: str) -> tuple[str | None, str]:
+    """``stage:NAME/rest`` -> (NAME, rest); any other location -> (None, location)."""
+    if not location.startswith(STAGE_PREFIX):
+        return None, location
+    name, _, rest = location.removeprefix(STAGE_PREFIX).partition("/")
+    if not name:
+        msg = f"{location}: expected stage:NAME or stage:NAME/PATH"
+        raise RecipeError(msg)
+    return name, rest
+
+
+class StageConfig(Config, ABC):
+    """One link of the chain. Every string in it that starts with ``stage:`` is an input.
+
+    Class attributes:
+        VERSION: raised when the code changes what the stage makes; part of the stage's key.
+        LAUNCHED: True: ``run`` is called on every rank under the deepspeed launcher, and only
+            rank 0's answer counts. False: called once, in a process without torch's collectives.
+    """
+
+    VERSION: ClassVar[int] = 1
+    LAUNCHED: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, context: StageContext) -> str:
+        """Do the work in ``context.folder``; return the fingerprint of what was made.
+
+        Called again after an interruption with the same key: it goes on from what it finds.
+        """
+
+    def check(self, context: StageContext) -> None:
+        """Raise the OnwardError that ``run`` would meet, as far as can be told without running."""
+        del context

@@ -1,0 +1,1 @@
+"""From raw documents to resumable streams of packed token rows. No torch."""

@@ -1,0 +1,1 @@
+"""Fine-tuning and evaluation of what the engine hands over, and the report."""

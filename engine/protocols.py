@@ -1,0 +1,250 @@
+"""The seams of the engine. A technique is one file that fits one of them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from data_pipeline.example import Example
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Architecture = Literal["masked_lm", "causal_lm", "encoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch of one rank, made on the CPU.
+
+    Attributes:
+        tensors: what ``Objective.loss`` reads; first dimension B. Moved to the device by the backend.
+        count: targets predicted in it (masked tokens, next tokens, examples): what a mean is over.
+        tokens: real tokens in it, padding not counted.
+        source_counts: int [S]; ``count`` split over the S sources of the run.
+        source_tokens: int [S]; ``tokens`` split likewise.
+    """
+
+    tensors: Mapping[str, "Tensor"]
+    count: int
+    tokens: int
+    source_counts: tuple[int, ...]
+    source_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Summed losses of one micro-batch; dividing by the global count is the backend's business.
+
+    Attributes:
+        total: fp32 scalar with gradient: the sum over the batch's targets.
+        by_source: fp32 [S], detached: ``total`` split over the sources.
+    """
+
+    total: "Tensor"
+    by_source: "Tensor"
+
+
+class Objective(Protocol):
+    """What is predicted: makes a batch on the CPU and scores the model on it."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """Which transformers Auto class the backbone is loaded by."""
+        ...
+
+    def modules(self, backbone: "nn.Module") -> "nn.ModuleDict":
+        """Extra modules that it trains; the learner owns them. Empty for plain language models."""
+        ...
+
+    def collate(self, examples: Sequence[Example], seed: int, sources: int) -> Batch:
+        """A micro-batch from examples; all randomness from ``generator(seed, example.key)``."""
+        ...
+
+    def loss(self, learner: "LearnerModule", tensors: Mapping[str, "Tensor"]) -> Loss:
+        """Score the learner's modules on a batch that is on their device already."""
+        ...
+
+
+class LearnerModule(Protocol):
+    """What an objective sees of the learner."""
+
+    backbone: "nn.Module"
+    heads: "nn.ModuleDict"
+
+
+class WeightPenalty(Protocol):
+    """A pull on weights, computed shard-wise inside the optimizer at every ZeRO stage.
+
+    Its tensors (anchors, importances) are optimizer state of the parameter's shape under
+    ``state["<name>.<key>"]``: saved, partitioned and resumed with the moments.
+    """
+
+    def start(self, parameter: "Tensor", state: dict[str, Any]) -> None:
+        """Create its state at the first step (``parameter``: an fp32 partition, any flat shape)."""
+        ...
+
+    def add_gradient(self, parameter: "Tensor", state: dict[str, Any]) -> None:
+        """Add the penalty's gradient to ``parameter.grad`` in place."""
+        ...
+
+
+class Adaptation(Protocol):
+    """What in the model trains, and which modules are added for it."""
+
+    def apply(self, backbone: "nn.Module") -> "nn.Module":
+        """Change the backbone in place or wrap it; sets requires_grad once and for all."""
+        ...
+
+    def merge(self, backbone: "nn.Module") -> "nn.Module":
+        """The plain transformers model again, additions folded in; for export."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A contiguous piece of one state of one parameter, as this rank holds it.
+
+    Attributes:
+        name: the parameter's name in the learner.
+        key: ``fp32`` for the weight itself, else the optimizer state's key (``exp_avg``, ...).
+        shape: shape of the whole parameter.
+        start: where the piece starts in the flattened parameter.
+        tensor: fp32, one-dimensional; a view, so that copying into it restores the state.
+    """
+
+    name: str
+    key: str
+    shape: tuple[int, ...]
+    start: int
+    tensor: "Tensor"
+
+
+ReadRange = Callable[[str, str, int, int], "Tensor"]
+"""(parameter name, key, start, length) -> fp32 [length] from a checkpoint."""
+
+
+class Backend(Protocol):
+    """Who runs forward, backward and step: DeepSpeed, or plain torch on one process."""
+
+    learner: "nn.Module"
+    device: "torch.device"
+    rank: int
+    world: int
+    accumulation: int
+
+    def forward(self, batch: Batch) -> Loss:
+        """Loss of a micro-batch in training mode."""
+        ...
+
+    def evaluate(self, batch: Batch) -> Loss:
+        """Loss of a micro-batch without dropout or gradient."""
+        ...
+
+    def backward(self, loss: Loss, count: "Tensor") -> None:
+        """Add the gradient of ``total / count``; ``count`` is the global batch's (scalar tensor)."""
+        ...
+
+    def step(self, lr: float) -> None:
+        """Clip and update, after the last micro-batch. ``lr`` times each group's ``lr_scale``."""
+        ...
+
+    def gradient_norm(self) -> "Tensor | float":
+        """Global norm before clipping, of the last step."""
+        ...
+
+    def sum_over_ranks(self, tensor: "Tensor") -> "Tensor":
+        """The elementwise sum over all ranks; every rank must call it."""
+        ...
+
+    def fragments(self) -> Iterator[Fragment]:
+        """Every piece of weights and optimizer state that this rank owns, each piece owned once."""
+        ...
+
+    def load_fragments(self, read: ReadRange, keys: Sequence[str], steps: int) -> None:
+        """Fill weights and the named optimizer states from a checkpoint taken after ``steps``."""
+        ...
+
+    def extra_state(self) -> dict[str, Any]:
+        """JSON-able state that is no fragment (dynamic loss scale); equal on every rank."""
+        ...
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``extra_state`` gave."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: the number of finished optimizer steps."""
+
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one optimizer step leaves for the hooks; tensors stay on the device, unread.
+
+    Attributes:
+        losses: fp32 [1 + S]: summed loss of this rank, whole and by source (not reduced).
+        counts: fp64 [2 + 2S]: targets, tokens, targets by source, tokens by source; global sums.
+        gradient_norm: global norm before clipping.
+        lr: the rate the step was taken with.
+        seconds: wall time of the step on this rank.
+    """
+
+    losses: "Tensor"
+    counts: "Tensor"
+    gradient_norm: "Tensor | float"
+    lr: float
+    seconds: float
+
+
+class Hook:
+    """What happens around steps: logging, saving, validating. All ranks call all hooks."""
+
+    name: str = "hook"
+
+    def on_start(self, backend: Backend, progress: Progress) -> None:
+        """Before the first step of this process, after any resume."""
+
+    def after_step(self, backend: Backend, progress: Progress, record: StepRecord) -> None:
+        """After each optimizer step; ``progress`` counts it already."""
+
+    def on_end(self, backend: Backend, progress: Progress) -> None:
+        """After the last step, or when a step raised: release what is held."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state that a resumed run needs; equal on every rank."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave, before ``on_start``."""
+        del state
+
+
+class Schedule(Protocol):
+    """Learning rate as a pure function of the step."""
+
+    def factor(self, step: int, steps: int) -> float:
+        """Multiplier of the peak rate for the step after ``step`` finished ones, of ``steps``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All that a training run is made of.
+
+    Attributes:
+        batches: this rank's micro-batches of each step, from the step it starts at.
+        lr: peak learning rate.
+        seed: of the run; dropout is seeded by (seed, step, micro-step, rank).
+    """
+
+    backend: Backend
+    batches: Iterator[Sequence[Batch]]
+    schedule: Schedule
+    lr: float
+    steps: int
+    seed: int
+    hooks: Sequence[Hook] = field(default_factory=tuple)

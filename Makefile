@@ -1,0 +1,44 @@
+# make quickstart   set everything up and run the whole chain on text that is on this machine
+# make test         set everything up and run the tests
+# make check        format, lint, types, layers        make fix   repair format and lint
+VENV ?= .venv
+PYTHON ?= python3
+ONWARD_CACHE ?= $(CURDIR)/.cache
+RUN ?=
+
+export ONWARD_CACHE
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+# Tests and quickstart need no hub; a stray look-up would only wait for a time-out.
+export HF_HUB_OFFLINE ?= 1
+
+READY := $(VENV)/.ready
+
+.PHONY: setup quickstart test check fix clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Onward needs Python 3.11 or newer; name one: make PYTHON=python3.11")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/python -m launcher.jit
+	touch $@
+
+quickstart: $(READY)
+	$(VENV)/bin/onward quickstart $(RUN)
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest $(RUN)
+
+check: $(READY)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+fix: $(READY)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) $(ONWARD_CACHE) runs

@@ -1,0 +1,115 @@
+"""manifest.json: what a folder of shards holds, byte for byte, and where it comes from."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from configs.errors import DataError
+from configs.schema import Config
+
+FILE = "manifest.json"
+Suffix = Literal[".bin", ".idx", ".ann"]
+SUFFIXES: tuple[Suffix, ...] = (".bin", ".idx", ".ann")
+LEGEND = {"0": "word start", "1": "sentence start"}
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class TokenizerRecord(Config):
+    """The tokenizer behind the ids.
+
+    Attributes:
+        name: for people.
+        sha256: of all that decides which ids a text gets (``tokenization.tokenizer_sha256``).
+        vocabulary_size: largest id + 1.
+        special: ids by role: mask, pad, cls, sep, unk, bos, eos; roles it lacks are absent.
+        prefix: ids that belong before a document; the shards do not hold them.
+        suffix: ids that belong after a document; the shards do not hold them.
+    """
+
+    name: str
+    sha256: Sha256
+    vocabulary_size: int = Field(ge=1)
+    special: dict[str, int]
+    prefix: list[int]
+    suffix: list[int]
+
+
+class FileRecord(Config):
+    """Size and hash of one file."""
+
+    bytes: int
+    sha256: Sha256
+
+
+class ShardRecord(Config):
+    """One shard: ``name.bin``, ``name.idx`` and ``name.ann``."""
+
+    # A bare name: a manifest must not be able to point outside its folder.
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    sequences: int
+    documents: int
+    tokens: int
+    files: dict[Suffix, FileRecord]
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of the three files together."""
+        joined = " ".join(f"{suffix}={self.files[suffix].sha256}" for suffix in SUFFIXES)
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+
+class Manifest(Config):
+    """A whole folder of shards."""
+
+    format: Literal["onward-shards"] = "onward-shards"
+    version: Literal[1] = 1
+    tokenizer: TokenizerRecord
+    dtype: Literal["uint16", "int32"]
+    level: Literal["document"] = "document"
+    annotations: dict[str, str] = LEGEND
+    shards: list[ShardRecord]
+    provenance: dict[str, Any]
+    digest: str = ""
+
+    def signed(self) -> "Manifest":
+        """The same with its digest filled in."""
+        return self.model_copy(update={"digest": canonical_digest(self)})
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all shards."""
+        return sum(shard.tokens for shard in self.shards)
+
+
+def canonical_digest(manifest: Manifest) -> str:
+    """Sha256 of the canonical JSON of everything but the digest itself."""
+    values = manifest.model_dump(mode="json", exclude={"digest"})
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check ``manifest.json``; DataError when it is absent, malformed or changed."""
+    path = folder / FILE
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        msg = f"{folder}: no {FILE}, so this is no finished shard folder; prepare the corpus again"
+        raise DataError(msg) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        msg = f"{path}: {place or 'the file'}: {first['msg']}; prepare the corpus again"
+        raise DataError(msg) from None
+    found = canonical_digest(manifest)
+    if found != manifest.digest:
+        msg = (
+            f"{path}: it was changed after it was written (digest {found[:16]}, "
+            f"written as {manifest.digest[:16]}); prepare the corpus again"
+        )
+        raise DataError(msg)
+    return manifest

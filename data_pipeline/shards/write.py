@@ -1,0 +1,230 @@
+"""Write sequences into shards; a file gets its name when it is complete, the manifest last."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.errors import DataError
+from data_pipeline.shards.layout import index_bytes, token_dtype
+from data_pipeline.shards.manifest import (
+    FILE,
+    SUFFIXES,
+    FileRecord,
+    Manifest,
+    ShardRecord,
+    TokenizerRecord,
+)
+
+SHARD_TOKENS = 1 << 26
+"""A shard is closed by the sequence that brings it to so many tokens (128 MiB of uint16)."""
+
+
+class ShardWriter:
+    """Appends sequences (one a document, without special tokens) to a folder of shards.
+
+    Where one shard ends and the next begins depends on the sequences alone, not on how they
+    are grouped into calls. Old shards in the folder are removed, their manifest first.
+    """
+
+    def __init__(
+        self, folder: Path, tokenizer: TokenizerRecord, shard_tokens: int = SHARD_TOKENS
+    ) -> None:
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.dtype = token_dtype(tokenizer.vocabulary_size)
+        self.shard_tokens = shard_tokens
+        self.tokens = 0
+        self._shards: list[ShardRecord] = []
+        self._open: _OpenShard | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._open is not None:
+            self._open.abandon()
+            self._open = None
+
+    def write(
+        self,
+        tokens: NDArray[Any],
+        lengths: NDArray[np.int32],
+        annotations: NDArray[np.uint8],
+    ) -> None:
+        """Append sequences that lie end to end.
+
+        Args:
+            tokens: integers [T], each below the tokenizer's vocabulary size.
+            lengths: [sequences], at least 1 each, summing to T.
+            annotations: [T], the bits of ``.ann``.
+        """
+        self._check(tokens, lengths, annotations)
+        ends = np.cumsum(lengths, dtype=np.int64)
+        first = done = 0
+        while first < len(lengths):
+            shard = self._open = self._open or _OpenShard(
+                self.folder, len(self._shards), self.dtype
+            )
+            room = self.shard_tokens - shard.tokens
+            last = min(int(np.searchsorted(ends, done + room)) + 1, len(lengths))
+            stop = int(ends[last - 1])
+            shard.append(tokens[done:stop], lengths[first:last], annotations[done:stop])
+            if shard.tokens >= self.shard_tokens:
+                self._close_shard()
+            first, done = last, stop
+        self.tokens += done
+
+    def finish(self, provenance: dict[str, Any]) -> Manifest:
+        """Close the last shard and write the manifest; DataError when nothing was written."""
+        if self._open is not None:
+            self._close_shard()
+        if not self._shards:
+            msg = f"{self.folder}: not one document to write; an empty corpus cannot be read later"
+            raise DataError(msg)
+        manifest = Manifest(
+            tokenizer=self.tokenizer,
+            dtype="uint16" if self.dtype.itemsize == 2 else "int32",
+            shards=self._shards,
+            # A round through JSON, so that the digest is that of what will be read back.
+            provenance=json.loads(json.dumps(provenance)),
+        ).signed()
+        text = manifest.model_dump_json(indent=1) + "\n"
+        with _Output(self.folder / FILE) as output:
+            output.write(text.encode())
+        return manifest
+
+    def _shard(self) -> "_OpenShard":
+        if self._open is None:
+            self._open = _OpenShard(self.folder, len(self._shards), self.dtype)
+        return self._open
+
+    def _close_shard(self) -> None:
+        if self._open is not None:
+            self._shards.append(self._open.close())
+            self._open = None
+
+    def _check(
+        self, tokens: NDArray[Any], lengths: NDArray[np.int32], annotations: NDArray[np.uint8]
+    ) -> None:
+        total = int(lengths.sum(dtype=np.int64))
+        if not total == len(tokens) == len(annotations) or (lengths < 1).any():
+            msg = (
+                f"{self.folder}: lengths sum to {total} for {len(tokens)} tokens and "
+                f"{len(annotations)} annotations; expected the same, and no empty sequence"
+            )
+            raise DataError(msg)
+        if total and not 0 <= tokens.min() <= tokens.max() < self.tokenizer.vocabulary_size:
+            msg = (
+                f"{self.folder}: token ids from {tokens.min()} to {tokens.max()}, but the "
+                f"vocabulary of {self.tokenizer.name} has {self.tokenizer.vocabulary_size}"
+            )
+            raise DataError(msg)
+
+
+class _Output:
+    """A file under a temporary name, hashed while written; renamed by leaving without an error."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}.tmp")
+        self.stream: IO[bytes] = self.temporary.open("wb")
+        self.bytes = 0
+        self.hash = hashlib.sha256()
+
+    def write(self, content: bytes) -> None:
+        self.stream.write(content)
+        self.hash.update(content)
+        self.bytes += len(content)
+
+    def commit(self) -> FileRecord:
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        self.stream.close()
+        self.temporary.replace(self.path)
+        _sync_folder(self.path.parent)
+        return FileRecord(bytes=self.bytes, sha256=self.hash.hexdigest())
+
+    def abandon(self) -> None:
+        self.stream.close()
+        self.temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> "_Output":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.abandon()
+
+
+class _OpenShard:
+    """The shard that is being written; only its lengths are held in memory."""
+
+    def __init__(self, folder: Path, number: int, dtype: np.dtype[Any]) -> None:
+        self.name = f"shard-{number:05d}"
+        self.folder = folder
+        self.dtype = dtype
+        self.tokens = 0
+        self.lengths: list[NDArray[np.int32]] = []
+        self.bin = _Output(folder / f"{self.name}.bin")
+        self.ann = _Output(folder / f"{self.name}.ann")
+
+    def append(
+        self, tokens: NDArray[Any], lengths: NDArray[np.int32], annotations: NDArray[np.uint8]
+    ) -> None:
+        self.bin.write(np.ascontiguousarray(tokens, self.dtype).tobytes())
+        self.ann.write(np.ascontiguousarray(annotations, np.uint8).tobytes())
+        self.lengths.append(np.array(lengths, np.int32))
+        self.tokens += len(tokens)
+
+    def close(self) -> ShardRecord:
+        lengths = np.concatenate(self.lengths)
+        documents = np.arange(len(lengths) + 1, dtype=np.int64)
+        idx = _Output(self.folder / f"{self.name}.idx")
+        idx.write(index_bytes(self.dtype, lengths, documents))
+        return ShardRecord(
+            name=self.name,
+            sequences=len(lengths),
+            documents=len(lengths),
+            tokens=self.tokens,
+            files={".bin": self.bin.commit(), ".idx": idx.commit(), ".ann": self.ann.commit()},
+        )
+
+    def abandon(self) -> None:
+        self.bin.abandon()
+        self.ann.abandon()
+
+
+def _clear(folder: Path) -> None:
+    (folder / FILE).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        name = path.name.removeprefix(".").removesuffix(".tmp")
+        if name == FILE or (name.startswith("shard-") and Path(name).suffix in SUFFIXES):
+            path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,238 @@
+"""A YAML file as plain values that still know which line each of them stands on."""
+
+import difflib
+import re
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.errors import RecipeError
+
+Key = str | int
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, reading ``1e-3`` as the number it is in YAML 1.2 and JSON."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """``key.path=value`` from the command line."""
+
+    text: str
+    keys: tuple[str, ...]
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class YamlSource:
+    """What a file and the overrides say, and where.
+
+    Attributes:
+        path: the file, as it was given.
+        root: the file's node tree, for line numbers.
+        values: the plain values, overrides applied.
+        overrides: what the command line set on top.
+    """
+
+    path: Path
+    root: yaml.Node
+    values: dict[str, Any]
+    overrides: tuple[Override, ...] = ()
+
+    def where(self, keys: Sequence[Key]) -> str:
+        """``file:line: a.b.c``, or the override that set it."""
+        dotted = ".".join(map(str, keys))
+        for override in reversed(self.overrides):
+            if override.keys == tuple(map(str, keys[: len(override.keys)])):
+                return f"command line: {override.text}: {dotted}"
+        line = self._line(keys)
+        return f"{self.path}:{line}: {dotted}" if dotted else f"{self.path}:{line}"
+
+    def _line(self, keys: Sequence[Key]) -> int:
+        node, line = self.root, self.root.start_mark.line + 1
+        for key in keys:
+            found = _child(node, key)
+            if found is None:
+                break
+            node, line = found
+        return line
+
+
+def read_yaml(path: Path, overrides: Iterable[str] = ()) -> YamlSource:
+    """Read a YAML mapping and apply ``key.path=value`` overrides.
+
+    Raises:
+        RecipeError: no such file, not UTF-8, not safe YAML, a key given twice, not a mapping,
+            an override that fits nowhere; with file and line.
+    """
+    text = _read_text(path)
+    root = _compose(path, text)
+    _refuse_duplicates(path, root)
+    values = _construct(path, text)
+    parsed = tuple(map(_parse_override, overrides))
+    for override in parsed:
+        _apply(values, override)
+    return YamlSource(path, root, values, parsed)
+
+
+def closest(given: str, known: Iterable[str]) -> str | None:
+    """The known name that a mistyped one was probably meant to be."""
+    return next(iter(difflib.get_close_matches(given, sorted(known), n=1, cutoff=0.6)), None)
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """``did you mean 'rate'?``, or the list of what is known."""
+    names = sorted(known)
+    close = closest(given, names)
+    if close:
+        return f"did you mean '{close}'?"
+    return f"known here: {', '.join(names)}" if names else "nothing is known here"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        hint = f"; {path.parent} holds: {', '.join(sorted(beside)[:10])}" if beside else ""
+        msg = f"{path}: no such recipe{hint}"
+    except IsADirectoryError:
+        msg = f"{path}: expected a YAML file, found a folder"
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        msg = f"{path}:{line}: not UTF-8 (byte {error.start}); save the file as UTF-8"
+    raise RecipeError(msg)
+
+
+def _compose(path: Path, text: str) -> yaml.Node:
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise _broken(path, error) from None
+    if not isinstance(root, yaml.MappingNode):
+        found = "nothing" if root is None else root.tag.rpartition(":")[2]
+        msg = f"{path}:1: expected keys with values (name: ..., stages: ...), found {found}"
+        raise RecipeError(msg)
+    return root
+
+
+def _construct(path: Path, text: str) -> dict[str, Any]:
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise _broken(path, error) from None
+    except ValueError as error:
+        msg = f"{path}: a value that YAML cannot read: {error}"
+        raise RecipeError(msg) from None
+    return dict(values)
+
+
+def _broken(path: Path, error: yaml.YAMLError) -> RecipeError:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    line = mark.line + 1 if mark else 1
+    problem = getattr(error, "problem", None) or str(error)
+    if "'\\t'" in problem:
+        problem = "a tab; YAML is indented with spaces"
+    if "could not determine a constructor" in problem:
+        problem = f"{problem.splitlines()[0]}; recipes hold plain values only, no tags"
+    return RecipeError(f"{path}:{line}: not YAML that a recipe may use: {problem}")
+
+
+def _refuse_duplicates(path: Path, root: yaml.Node) -> None:
+    problems = []
+    for node in _mappings(root, set()):
+        seen: dict[Hashable, int] = {}
+        for key, _ in node.value:
+            name, line = key.value, key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode) or name == "<<":
+                continue
+            if name in seen:
+                problems.append(f"{path}:{line}: {name}: given twice, first on line {seen[name]}")
+            seen.setdefault(name, line)
+    if problems:
+        raise RecipeError("\n".join(problems))
+
+
+def _mappings(node: yaml.Node, visited: set[int]) -> Iterator[yaml.MappingNode]:
+    if id(node) in visited:
+        return
+    visited.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        yield node
+        for _, value in node.value:
+            yield from _mappings(value, visited)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _mappings(value, visited)
+
+
+def _child(node: yaml.Node, key: Key) -> tuple[yaml.Node, int] | None:
+    """The node below a key, and the line of the key (of the item, in a list)."""
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            if name.value == str(key):
+                return value, name.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+        item = node.value[key]
+        return item, item.start_mark.line + 1
+    return None
+
+
+def _parse_override(text: str) -> Override:
+    path, equals, value = text.partition("=")
+    keys = tuple(path.split("."))
+    if not equals or not all(keys):
+        msg = f"command line: {text}: expected key.path=value, such as stages.base.steps=200"
+        raise RecipeError(msg)
+    try:
+        return Override(text, keys, yaml.load(value, Loader=_Loader))
+    except yaml.YAMLError:
+        msg = f"command line: {text}: the value is not YAML; quote it, such as key='\"text\"'"
+        raise RecipeError(msg) from None
+
+
+def _apply(values: dict[str, Any], override: Override) -> None:
+    *parents, last = override.keys
+    place: Any = values
+    for depth, key in enumerate(parents):
+        place = _descend(place, key, override, depth)
+    if isinstance(place, list):
+        place[_index(place, last, override)] = override.value
+    elif isinstance(place, dict):
+        place[last] = override.value
+    else:
+        msg = f"command line: {override.text}: '{parents[-1]}' holds a value, not keys"
+        raise RecipeError(msg)
+
+
+def _descend(place: Any, key: str, override: Override, depth: int) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, key, override)]
+    if not isinstance(place, dict):
+        above = ".".join(override.keys[:depth])
+        msg = f"command line: {override.text}: '{above}' holds a value, not keys"
+        raise RecipeError(msg)
+    if override.keys[:depth] == ("stages",) and key not in place:
+        msg = f"command line: {override.text}: no stage '{key}'; {nearest(key, map(str, place))}"
+        raise RecipeError(msg)
+    if place.get(key) is None:
+        place[key] = {}
+    return place[key]
+
+
+def _index(place: list[Any], key: str, override: Override) -> int:
+    if key.isdecimal() and int(key) < len(place):
+        return int(key)
+    msg = f"command line: {override.text}: '{key}' is no index into a list of {len(place)} items"
+    raise RecipeError(msg)

@@ -1,0 +1,114 @@
+"""Resuming: the newest checkpoint that verifies, whatever lies beside it."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.errors import CheckpointError
+from engine.checkpoint import commit
+from engine.checkpoint.fragments import FragmentStore
+from engine.checkpoint.save import STATE, Alone, Ranks, step_folders
+from engine.protocols import Progress
+
+if TYPE_CHECKING:
+    from engine.protocols import Backend
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        folder: where it lies.
+        step: finished optimizer steps.
+        fingerprint: of the recipe that made it.
+        world: ranks that wrote it; any number may read it.
+        state: what was given to ``save``.
+        backend_state: the backend's ``extra_state``.
+    """
+
+    folder: Path
+    step: int
+    fingerprint: str
+    world: int
+    state: Mapping[str, Any]
+    backend_state: Mapping[str, Any]
+
+    def store(self) -> FragmentStore:
+        """Its weights and optimizer states."""
+        return FragmentStore(self.folder)
+
+    def restore(self, backend: "Backend") -> Progress:
+        """Fill a freshly built backend; the next step is the one after this checkpoint's."""
+        store = self.store()
+        backend.load_fragments(store.read, store.state_keys, self.step)
+        backend.load_extra_state(self.backend_state)
+        return Progress(self.step)
+
+
+def newest(root: Path, fingerprint: str, ranks: Ranks | None = None) -> Checkpoint | None:
+    """The newest complete and intact checkpoint in ``root``; None if there is none at all.
+
+    Broken ones are named on stderr and passed over. With ``ranks`` (``engine.distributed``, say)
+    every rank must call it: they split the reading, and find the same one or raise alike.
+
+    Raises:
+        CheckpointError: only broken ones are there, or it belongs to another recipe.
+    """
+    ranks = ranks or Alone()
+    folders = ranks.broadcast_object(step_folders(root))
+    broken: list[str] = []
+    for folder in folders:
+        problems = _problems(folder, ranks)
+        if not problems:
+            return _of_recipe(_read(folder), fingerprint)
+        broken += problems
+        if ranks.rank() == 0:
+            sys.stderr.write("checkpoint passed over: " + "; ".join(problems) + "\n")
+    if not broken:
+        return None
+    msg = (
+        f"{root}: no intact checkpoint among {len(folders)}:\n  " + "\n  ".join(broken) + "\n"
+        "restore one from a backup, or remove the folder (--redo the stage) to start over"
+    )
+    raise CheckpointError(msg)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """One checkpoint, verified whole; CheckpointError naming every file at fault."""
+    if problems := commit.problems_of(folder):
+        raise CheckpointError("\n".join(problems))
+    return _read(folder)
+
+
+def _problems(folder: Path, ranks: Ranks) -> list[str]:
+    share = slice(ranks.rank(), None, ranks.world())
+    found = ranks.all_gather_object(commit.problems_of(folder, share))
+    return list(dict.fromkeys(problem for problems in found for problem in problems))
+
+
+def _read(folder: Path) -> Checkpoint:
+    manifest = commit.read_manifest(folder)
+    record = json.loads((folder / STATE).read_bytes())
+    return Checkpoint(
+        folder,
+        manifest["step"],
+        manifest["fingerprint"],
+        manifest["world"],
+        record["state"],
+        record["backend"],
+    )
+
+
+def _of_recipe(found: Checkpoint, fingerprint: str) -> Checkpoint:
+    if found.fingerprint != fingerprint:
+        msg = (
+            f"{found.folder}: made by another recipe: its fingerprint is {found.fingerprint}, this "
+            f"recipe's is {fingerprint}; give the old recipe, another output folder, or --redo the "
+            "stage"
+        )
+        raise CheckpointError(msg)
+    return found

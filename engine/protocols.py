@@ -18,7 +18,7 @@ class Batch:
     """One micro-batch of one rank, made on the CPU.
 
     Attributes:
-        tensors: what ``Objective.loss`` reads; first dimension B. Moved to the device by the backend.
+        tensors: what ``Objective.loss`` reads. Moved to the device by the backend.
         count: targets predicted in it (masked tokens, next tokens, examples): what a mean is over.
         tokens: real tokens in it, padding not counted.
         source_counts: int [S]; ``count`` split over the S sources of the run.
@@ -79,6 +79,11 @@ class WeightPenalty(Protocol):
     Its tensors (anchors, importances) are optimizer state of the parameter's shape under
     ``state["<name>.<key>"]``: saved, partitioned and resumed with the moments.
     """
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of its state tensors, such as ``l2_sp.anchor``."""
+        ...
 
     def start(self, parameter: "Tensor", state: dict[str, Any]) -> None:
         """Create its state at the first step (``parameter``: an fp32 partition, any flat shape)."""

@@ -1,0 +1,240 @@
+"""DeepSpeed with ZeRO stages 0 to 3: the only file that knows DeepSpeed."""
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from configs.deepspeed_json import BatchPlan, batch_plan, precision, read_deepspeed, zero_stage
+from configs.errors import RecipeError
+from configs.schema import Config
+from data_pipeline.randomness import keyed
+from engine.protocols import Batch, Fragment, Loss, ReadRange, WeightPenalty
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from engine.optimization import OptimizerConfig
+
+_OWNED_BY_RECIPE = {"optimizer": "optimizer", "scheduler": "schedule"}
+
+
+class DeepSpeedZero(Config):
+    """Data-parallel training by DeepSpeed; its JSON goes to it untouched."""
+
+    name: Literal["deepspeed"] = "deepspeed"
+    config: str | dict[str, Any] = "zero1_bf16"
+
+    def plan(self, world: int) -> BatchPlan:
+        """How the global batch is split over ``world`` ranks and accumulation."""
+        return batch_plan(read_deepspeed(self.config), world)
+
+    def check(self) -> None:
+        """RecipeError for settings that could not be honoured exactly."""
+        values = read_deepspeed(self.config)
+        for key, owner in _OWNED_BY_RECIPE.items():
+            if key in values:
+                msg = f"DeepSpeed config: '{key}' belongs to the recipe's '{owner}'; remove it here"
+                raise RecipeError(msg)
+        _check_precision(values)
+        _check_zero(values)
+
+    def build(
+        self,
+        learner: "nn.Module",
+        optimizer: "OptimizerConfig",
+        penalties: Sequence[WeightPenalty] = (),
+        seed: int = 0,
+    ) -> "DeepSpeedBackend":
+        """An engine around a learner on the CPU. Every rank calls it, any number of times."""
+        import torch
+
+        from engine import distributed
+
+        self.check()
+        distributed.start()
+        # Steps seed themselves; this is for whatever else may draw a number.
+        torch.manual_seed(keyed(seed, "backend"))
+        return DeepSpeedBackend(learner, optimizer, penalties, read_deepspeed(self.config))
+
+
+def _check_precision(values: Mapping[str, Any]) -> None:
+    kind, stage = precision(values), zero_stage(values)
+    if kind != "fp32" and stage == 0:
+        msg = (
+            f"DeepSpeed config: {kind} at ZeRO stage 0 runs another code path, which drifts from "
+            "the other stages and has no fp32 state to save; use stage 1, its partition of the "
+            "optimizer costs nothing more"
+        )
+        raise RecipeError(msg)
+    if kind == "bf16" and values.get("data_types", {}).get("grad_accum_dtype", "bf16") != "bf16":
+        msg = "DeepSpeed config: data_types.grad_accum_dtype with bf16 is not supported; remove it"
+        raise RecipeError(msg)
+    if values.get("torch_autocast", {}).get("enabled", False):
+        msg = "DeepSpeed config: torch_autocast is not supported; use bf16 or fp16"
+        raise RecipeError(msg)
+
+
+def _check_zero(values: Mapping[str, Any]) -> None:
+    zero = values.get("zero_optimization", {})
+    if zero_stage(values) > 0 and not values.get("zero_allow_untested_optimizer", False):
+        msg = (
+            "DeepSpeed config: zero_allow_untested_optimizer must be true, because the optimizer "
+            "comes from the recipe"
+        )
+        raise RecipeError(msg)
+    for part in ("offload_optimizer", "offload_param"):
+        offload = zero.get(part) or {}
+        if offload.get("device") == "nvme":
+            msg = f"DeepSpeed config: {part} to nvme is not supported by checkpoints; use cpu"
+            raise RecipeError(msg)
+        if offload.get("ratio", 1.0) != 1.0 or offload.get("super_offload", False):
+            msg = f"DeepSpeed config: {part} in part, or super_offload, is not supported"
+            raise RecipeError(msg)
+    if "offload_optimizer" in zero and values.get("zero_force_ds_cpu_optimizer", True):
+        msg = (
+            "DeepSpeed config: zero_force_ds_cpu_optimizer must be false with offload_optimizer, "
+            "because the optimizer comes from the recipe"
+        )
+        raise RecipeError(msg)
+    if zero.get("zenflow"):
+        msg = "DeepSpeed config: zenflow is not supported; remove it"
+        raise RecipeError(msg)
+
+
+class DeepSpeedBackend:
+    """One DeepSpeed engine."""
+
+    def __init__(
+        self,
+        learner: "nn.Module",
+        optimizer: "OptimizerConfig",
+        penalties: Sequence[WeightPenalty],
+        values: Mapping[str, Any],
+    ) -> None:
+        from engine import distributed
+        from engine.backends import passes, zero_state
+
+        self._passes = passes
+        self.rank = distributed.rank()
+        self.world = distributed.world()
+        self.device: torch.device = distributed.device()
+        self.accumulation = batch_plan(values, self.world).accumulation
+        self._stage = zero_stage(values)
+        rotary = passes.rotary_buffers(learner)
+        self._optimizer = optimizer.build(learner, penalties)
+        self._engine = _engine(learner, self._optimizer, values)
+        self.learner: nn.Module = self._engine.module
+        passes.restore_buffers(self.learner, rotary)
+        self._state = zero_state.open_state(self._engine, self._optimizer, self._stage)
+        self._micro_batch = 0
+        self._norm: Tensor | float = 0.0
+        self._engine.train()
+
+    def forward(self, batch: Batch) -> Loss:
+        """Loss of a micro-batch in training mode."""
+        return self._passes.score(self._engine, batch, self.device)
+
+    def evaluate(self, batch: Batch) -> Loss:
+        """Loss of a micro-batch without dropout or gradient; at stage 3 all ranks must call it."""
+        return self._passes.score_fixed(self._engine, batch, self.device)
+
+    def backward(self, loss: Loss, count: "Tensor") -> None:
+        """Add the gradient of ``total / count``.
+
+        DeepSpeed averages over ranks and accumulation; scaling by both makes that the sum.
+        """
+        if self._micro_batch:
+            # Moves DeepSpeed on to the next micro-batch; it updates nothing in mid-step.
+            self._engine.step()
+        scale = (self.accumulation * self.world / count).to(loss.total.dtype)
+        self._engine.backward(loss.total * scale)
+        self._micro_batch += 1
+
+    def step(self, lr: float) -> None:
+        """Clip and update."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        if self._stage == 0:
+            # There DeepSpeed clips without telling the norm; the gradients are reduced by now.
+            self._norm = self._whole_norm()
+        self._engine.step()
+        self._micro_batch = 0
+        if self._stage > 0:
+            self._norm = self._engine.get_global_grad_norm()
+
+    def gradient_norm(self) -> "Tensor | float":
+        """Global norm before clipping, of the last step."""
+        return self._norm
+
+    def sum_over_ranks(self, tensor: "Tensor") -> "Tensor":
+        """The elementwise sum over all ranks, on the device."""
+        from engine import distributed
+
+        return distributed.all_reduce(tensor.to(self.device, non_blocking=True))
+
+    def fragments(self) -> Iterator[Fragment]:
+        """This rank's share of weights and optimizer states."""
+        return self._state.owned()
+
+    def load_fragments(self, read: ReadRange, keys: Sequence[str], steps: int) -> None:
+        """Fill weights and optimizer states from a checkpoint of any stage and world size."""
+        wanted = self._passes.wanted_keys(keys, self._optimizer.state_keys, steps)
+        self._optimizer.state.clear()
+        if wanted:
+            for partition in self._state.partitions():
+                self._optimizer.create_state(partition, steps - self._engine.skipped_steps)
+        for piece in self._state.held():
+            piece.tensor.copy_(read(piece.name, piece.key, piece.start, piece.tensor.numel()))
+        self._state.refresh()
+        self._engine.global_steps = steps
+
+    def extra_state(self) -> dict[str, Any]:
+        """Skipped steps, and fp16's loss scale with its counters."""
+        state: dict[str, Any] = {"skipped_steps": int(self._engine.skipped_steps)}
+        if self._fp16() is not None:
+            state["loss_scale"] = {
+                name: getattr(self._fp16(), name)
+                for name in _SCALER_FIELDS
+                if hasattr(self._fp16(), name)
+            }
+        return state
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what any backend's ``extra_state`` gave; before or after the fragments."""
+        newly = int(state.get("skipped_steps", 0)) - self._engine.skipped_steps
+        self._engine.skipped_steps += newly
+        for values in self._optimizer.state.values():
+            values["step"] -= newly
+        if self._fp16() is not None:
+            for name, value in state.get("loss_scale", {}).items():
+                setattr(self._fp16(), name, value)
+
+    def _fp16(self) -> Any:
+        """DeepSpeed's loss scaler where the precision is fp16."""
+        return self._engine.optimizer.loss_scaler if self._engine.fp16_enabled() else None
+
+    def _whole_norm(self) -> "Tensor":
+        import torch
+
+        gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def _engine(learner: "nn.Module", optimizer: Any, values: Mapping[str, Any]) -> Any:
+    """A DeepSpeed engine; it sees a copy of the values, as it writes into them."""
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    engine, *_ = deepspeed.initialize(
+        model=learner,
+        optimizer=optimizer,
+        model_parameters=trained,
+        config=copy.deepcopy(dict(values)),
+    )
+    return engine

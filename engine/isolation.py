@@ -1,0 +1,125 @@
+"""Documents that share a row do not see one another: block masks and restarted positions.
+
+A 4-D boolean mask under ``sdpa`` isolates exactly; eager attention would add it to the scores as
+0 and 1 and leak, so models that offer nothing else are refused.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from configs.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Tested one by one; any other architecture is probed when it is built.
+KNOWN = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "modernbert", "gpt2", "llama"})
+
+_first_positions: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
+
+
+def isolated_inputs(backbone: "nn.Module", tensors: Mapping[str, "Tensor"]) -> dict[str, Any]:
+    """Keyword arguments for a transformers model's forward.
+
+    Args:
+        backbone: the model, for its config and its first position.
+        tensors: int64 ``tokens``, ``segments``, ``positions``, each [B, L].
+    """
+    config: Any = backbone.config
+    inputs: dict[str, Any] = {
+        "input_ids": tensors["tokens"],
+        "attention_mask": attention_mask(config, tensors["segments"]),
+        "position_ids": tensors["positions"] + first_position(backbone),
+    }
+    if is_causal(config):
+        inputs["use_cache"] = False
+    return inputs
+
+
+def is_causal(config: Any) -> bool:
+    """True for decoders: the transformers config maps to a causal language model alone."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or bool(
+        getattr(config, "is_decoder", False)
+    )
+
+
+def attention_mask(config: Any, segments: "Tensor") -> "Tensor | dict[str, Tensor]":
+    """Who sees whom: bool [B, 1, L, L], or one per kind of layer where a model mixes kinds.
+
+    Padding (segment 0) sees padding, so that no row of the softmax is empty.
+    """
+    import torch
+
+    same = (segments[:, None, :, None] == segments[:, None, None, :]).clone()
+    places = torch.arange(segments.shape[1], device=segments.device)
+    distance = places[:, None] - places[None, :]
+    causal = is_causal(config)
+    if causal:
+        same &= distance >= 0
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        msg = f"model {config.model_type}: cannot isolate documents in layers of {sorted(unknown)}"
+        raise RecipeError(msg)
+    if "sliding_attention" in kinds:
+        near = distance.abs() < window if causal else distance.abs() <= window
+        return {"full_attention": same, "sliding_attention": same & near}
+    if window is not None and not kinds:
+        return same & (distance.abs() < window)
+    return same
+
+
+def first_position(backbone: "nn.Module") -> int:
+    """The position id of a document's first token: 0, or past the padding row as in RoBERTa."""
+    if backbone not in _first_positions:
+        _first_positions[backbone] = _find_first_position(backbone)
+    return _first_positions[backbone]
+
+
+def _find_first_position(backbone: "nn.Module") -> int:
+    for name, module in backbone.named_modules():
+        if name.endswith("position_embeddings"):
+            padding = getattr(module, "padding_idx", None)
+            return 0 if padding is None else int(padding) + 1
+    return 0
+
+
+def longest_document(backbone: "nn.Module") -> int | None:
+    """The most tokens whose positions the model knows; None where nothing limits it."""
+    rows = getattr(backbone.config, "max_position_embeddings", None)
+    return None if rows is None else int(rows) - first_position(backbone)
+
+
+def check_isolation(backbone: "nn.Module") -> None:
+    """Try whether a document's outputs change with its neighbour; RecipeError if they do.
+
+    Architectures in KNOWN are tested in the project and not probed again.
+    """
+    import torch
+
+    config: Any = backbone.config
+    if config.model_type in KNOWN:
+        return
+    was_training = backbone.training
+    backbone.eval()
+    tokens = torch.arange(8, 24) % int(config.vocab_size)
+    changed = tokens.clone()
+    changed[8:] = tokens[8:].flip(0)
+    place = next(backbone.parameters()).device
+    rows = {
+        "tokens": torch.stack([tokens, changed]).to(place),
+        "segments": torch.tensor([[1] * 8 + [2] * 8] * 2).to(place),
+        "positions": torch.tensor([[*range(8), *range(8)]] * 2).to(place),
+    }
+    with torch.no_grad():
+        first, second = backbone(**isolated_inputs(backbone, rows))[0][:, :8].float()
+    backbone.train(was_training)
+    if not torch.allclose(first, second, atol=1e-5):
+        msg = (
+            f"model {config.model_type}: documents packed into one row see each other, because it "
+            "does not honour a 4-D attention mask; use another architecture"
+        )
+        raise RecipeError(msg)

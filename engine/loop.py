@@ -1,0 +1,81 @@
+"""The training loop. It knows the seams and not one technique."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+
+from configs.errors import DataError
+from data_pipeline.randomness import keyed
+from engine.protocols import Batch, Hook, Progress, Run, StepRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def train(run: Run, progress: Progress | None = None) -> Progress:
+    """Step from ``progress`` to ``run.steps``; everything else is a hook.
+
+    A hook whose ``on_start`` was called gets its ``on_end``, also when a step or a hook raises.
+    """
+    now = [progress or Progress()]
+    with ExitStack() as ending:
+        for hook in run.hooks:
+            ending.callback(_end, hook, run, now)
+            hook.on_start(run.backend, now[0])
+        while now[0].step < run.steps:
+            record = train_step(run, now[0].step)
+            now[0] = Progress(now[0].step + 1)
+            for hook in run.hooks:
+                hook.after_step(run.backend, now[0], record)
+    return now[0]
+
+
+def train_step(run: Run, step: int) -> StepRecord:
+    """One optimizer step on the micro-batches of ``step``; reads nothing back from the device."""
+    began = perf_counter()
+    backend = run.backend
+    micro_batches = _next(run, step)
+    counts = backend.sum_over_ranks(_counts(micro_batches))
+    wanted = counts[0].clamp(min=1.0)
+    losses: Tensor | None = None
+    for index, batch in enumerate(micro_batches):
+        torch.manual_seed(keyed(run.seed, "dropout", step, index, backend.rank))
+        loss = backend.forward(batch)
+        backend.backward(loss, wanted)
+        parts = torch.cat([loss.total.detach().float().reshape(1), loss.by_source])
+        losses = parts if losses is None else losses + parts
+    lr = run.lr * run.schedule.factor(step, run.steps)
+    backend.step(lr)
+    if losses is None:
+        msg = f"step {step}: no micro-batches"
+        raise DataError(msg)
+    norm = backend.gradient_norm()
+    return StepRecord(losses, counts, norm, lr, perf_counter() - began)
+
+
+def _next(run: Run, step: int) -> Sequence[Batch]:
+    try:
+        micro_batches = next(run.batches)
+    except StopIteration:
+        msg = f"step {step} of {run.steps}: the batches ended too early"
+        raise DataError(msg) from None
+    if len(micro_batches) != run.backend.accumulation:
+        msg = (
+            f"step {step}: {len(micro_batches)} micro-batches, but the backend accumulates "
+            f"{run.backend.accumulation}"
+        )
+        raise DataError(msg)
+    return micro_batches
+
+
+def _counts(micro_batches: Sequence[Batch]) -> "Tensor":
+    """fp64 [2 + 2S]: targets, tokens, targets by source, tokens by source, of this rank."""
+    rows = [(b.count, b.tokens, *b.source_counts, *b.source_tokens) for b in micro_batches]
+    return torch.tensor(rows, dtype=torch.float64).sum(0)
+
+
+def _end(hook: Hook, run: Run, now: list[Progress]) -> None:
+    hook.on_end(run.backend, now[0])

@@ -1,0 +1,278 @@
+"""Backbones by transformers' Auto classes: from a shape with random weights, or pretrained."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+import configs
+from configs.errors import DataError, RecipeError
+from configs.schema import Config
+from configs.stage import split_location
+from data_pipeline.randomness import keyed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from engine.protocols import Architecture
+
+SHAPES = Path(configs.__file__).parent / "models"
+Locate = Callable[[str], Path]
+IsMade = Callable[[str], bool]
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_AUTO = {
+    "masked_lm": "AutoModelForMaskedLM",
+    "causal_lm": "AutoModelForCausalLM",
+    "encoder": "AutoModel",
+}
+
+
+class LoadedModel(NamedTuple):
+    """A transformers model in fp32 on the CPU, and the tokenizer it is used with."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+class RandomModel(Config):
+    """A shape with fresh weights, its vocabulary sized to a tokenizer."""
+
+    name: Literal["random"] = "random"
+    shape: str | dict[str, Any] = Field(
+        description="a preset of configs/models, a .json file, or the transformers config itself"
+    )
+    tokenizer: str = Field(description="location of a tokenizer folder, or a hub name")
+
+    def build(self, locate: Locate, architecture: "Architecture", seed: int) -> LoadedModel:
+        """Fresh weights keyed by ``seed``.
+
+        Raises:
+            RecipeError: the shape does not exist, or cannot serve the architecture.
+            DataError: there is no tokenizer at the location, or it does not fit the shape.
+        """
+        from transformers import AutoConfig
+
+        tokenizer = load_tokenizer(self.tokenizer, locate)
+        shape = read_shape(self.shape)
+        ids = _special_ids(tokenizer)
+        try:
+            config = AutoConfig.for_model(**shape, **ids, vocab_size=len(tokenizer))
+        except (TypeError, ValueError) as error:
+            msg = f"model shape {self.shape}: {error}"
+            raise RecipeError(msg) from error
+        with _seeded(seed), _sdpa(str(shape["model_type"]), architecture):
+            model = _auto(architecture).from_config(config, attn_implementation="sdpa")
+        return _finished(model, tokenizer, self.tokenizer)
+
+    def check(self, is_made: IsMade, locate: Locate) -> None:
+        """Shape and tokenizer folder, without building anything."""
+        read_shape(self.shape)
+        _check_location(self.tokenizer, is_made, locate)
+
+    def check_tokenizer(self, is_made: IsMade, locate: Locate, sha256: str) -> None:
+        """DataError unless the tokenizer is the one the shards were made with."""
+        check_tokenizer(self.tokenizer, is_made, locate, sha256)
+
+
+class PretrainedModel(Config):
+    """A model from a local transformers folder, an earlier stage's export, or the hub."""
+
+    name: Literal["pretrained"] = "pretrained"
+    location: str
+    tokenizer: str | None = Field(None, description="absent: the one beside the model")
+
+    def build(self, locate: Locate, architecture: "Architecture", seed: int) -> LoadedModel:
+        """Its weights; a head it has not got is made afresh, keyed by ``seed``.
+
+        Raises:
+            RecipeError: the model cannot serve the architecture.
+            DataError: nothing loadable there, weights of the backbone missing, or a tokenizer
+                with more tokens than the model has embeddings.
+        """
+        where = self.tokenizer or self.location
+        tokenizer = load_tokenizer(where, locate)
+        source = resolve(self.location, locate)
+        with _seeded(seed), _sdpa(self.location, architecture):
+            model = _load(source, self.location, architecture)
+        return _finished(model, tokenizer, where)
+
+    def check(self, is_made: IsMade, locate: Locate) -> None:
+        """Model and tokenizer folders, without loading anything."""
+        _check_location(self.location, is_made, locate)
+        if self.tokenizer is not None:
+            _check_location(self.tokenizer, is_made, locate)
+
+    def check_tokenizer(self, is_made: IsMade, locate: Locate, sha256: str) -> None:
+        """DataError unless the tokenizer is the one the shards were made with."""
+        check_tokenizer(self.tokenizer or self.location, is_made, locate, sha256)
+
+
+ModelConfig = Annotated[RandomModel | PretrainedModel, Field(discriminator="name")]
+
+
+def read_shape(given: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A preset's bare name, a path to a JSON file, or the mapping itself -> transformers config values.
+
+    Raises:
+        RecipeError: no such file, no JSON object, or no ``model_type`` in it.
+    """
+    if not isinstance(given, str):
+        return _with_type(given, "model shape")
+    bare = "/" not in given and not given.endswith(".json")
+    path = SHAPES / f"{given}.json" if bare else Path(given)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in SHAPES.glob("*.json")))
+        msg = f"model shape '{given}': no file {path}; presets are: {known}"
+        raise RecipeError(msg) from None
+    except json.JSONDecodeError as error:
+        msg = f"{path}:{error.lineno}: not JSON: {error.msg}"
+        raise RecipeError(msg) from None
+    return _with_type(values, str(path))
+
+
+def _with_type(values: Any, where: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping) or not isinstance(values.get("model_type"), str):
+        msg = f"{where}: expected a JSON object with 'model_type', as in transformers' config.json"
+        raise RecipeError(msg)
+    if "vocab_size" in values:
+        msg = f"{where}: vocab_size follows from the tokenizer; remove it"
+        raise RecipeError(msg)
+    return dict(values)
+
+
+def resolve(location: str, locate: Locate) -> str:
+    """A folder as ``locate`` finds it; else, if it can be one, a hub name as it stands."""
+    if _is_hub_name(location):
+        return location
+    return str(locate(location))
+
+
+def _is_hub_name(location: str) -> bool:
+    local = split_location(location)[0] is not None or Path(location).exists()
+    return not local and _HUB_NAME.fullmatch(location) is not None
+
+
+def _check_location(location: str, is_made: IsMade, locate: Locate) -> None:
+    if is_made(location) and not _is_hub_name(location):
+        locate(location)
+
+
+def load_tokenizer(location: str, locate: Locate) -> "PreTrainedTokenizerBase":
+    """The fast tokenizer at a location; DataError if there is none."""
+    from transformers import AutoTokenizer
+
+    source = resolve(location, locate)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        msg = f"tokenizer {location}: transformers cannot load it from {source}: {error}"
+        raise DataError(msg) from error
+    return tokenizer
+
+
+def check_tokenizer(location: str, is_made: IsMade, locate: Locate, sha256: str) -> None:
+    """DataError unless ``tokenizer.json`` at a local location has this digest.
+
+    A location that has not been made yet, or lies on the hub, cannot be told before the run.
+    """
+    import hashlib
+
+    if not is_made(location) or _is_hub_name(location):
+        return
+    path = locate(location) / "tokenizer.json"
+    if not path.is_file():
+        msg = f"tokenizer {location}: no tokenizer.json in {path.parent}"
+        raise DataError(msg)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        msg = (
+            f"tokenizer {location}: {path} has sha256 {found}, but the shards were made with "
+            f"{sha256}; prepare the data with this tokenizer, or name the one it was prepared with"
+        )
+        raise DataError(msg)
+
+
+def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int | None]:
+    """The special ids by their names in a transformers config; None replaces its defaults."""
+    roles = ("pad", "bos", "eos", "cls", "sep")
+    return {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id", None) for role in roles}
+
+
+def _auto(architecture: "Architecture") -> Any:
+    import transformers
+
+    return getattr(transformers, _AUTO[architecture])
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed(seed, "model"))
+        yield
+
+
+@contextmanager
+def _sdpa(where: str, architecture: "Architecture") -> Iterator[None]:
+    """What transformers says of an unfit model, as a RecipeError."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        kind = _AUTO[architecture]
+        msg = f"model {where} does not work as {kind} with sdpa attention: {error}"
+        raise RecipeError(msg) from error
+
+
+def _load(source: str, location: str, architecture: "Architecture") -> "PreTrainedModel":
+    import torch
+
+    try:
+        model, report = _auto(architecture).from_pretrained(
+            source,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    except (OSError, RuntimeError) as error:
+        msg = f"model {location}: transformers cannot load it from {source}: {error}"
+        raise DataError(msg) from error
+    backbone = f"{model.base_model_prefix}."
+    in_backbone = model.base_model is model
+    missing = [
+        name
+        for name in report["missing_keys"]
+        if "pooler." not in name and (in_backbone or name.startswith(backbone))
+    ]
+    if missing:
+        msg = f"model {location}: {len(missing)} weights are missing, among them {missing[0]}"
+        raise DataError(msg)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _finished(model: Any, tokenizer: "PreTrainedTokenizerBase", where: str) -> LoadedModel:
+    """Checked against its tokenizer, without the pooler that no objective here reads."""
+    from engine.isolation import check_isolation
+
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        msg = (
+            f"tokenizer {where} has {len(tokenizer)} tokens, the model {rows} embeddings; "
+            "use the tokenizer that the model was trained with"
+        )
+        raise DataError(msg)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    model.train()
+    check_isolation(model)
+    return LoadedModel(model, tokenizer)

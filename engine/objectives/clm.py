@@ -1,0 +1,66 @@
+"""Causal language modelling (GPT, Llama): each token from those before it in its document."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from configs.schema import Config
+from data_pipeline.example import Example
+from engine.isolation import isolated_inputs
+from engine.rows import batch_of, stack, summed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from engine.protocols import Architecture, Batch, LearnerModule, Loss
+
+
+class CausalLanguageModelling(Config):
+    """Predict the next token; never across the border of two documents."""
+
+    name: Literal["clm"] = "clm"
+
+    def build(self, special: Mapping[str, Any], vocabulary_size: int) -> "CausalObjective":
+        """The objective; it needs nothing of the vocabulary."""
+        del special, vocabulary_size
+        return CausalObjective()
+
+
+class CausalObjective:
+    """Targets are the tokens whose predecessor lies in the same document."""
+
+    architecture: "Architecture" = "causal_lm"
+
+    def modules(self, backbone: "nn.Module") -> "nn.ModuleDict":
+        """None: the backbone has its own head."""
+        from torch import nn
+
+        del backbone
+        return nn.ModuleDict()
+
+    def collate(self, examples: Sequence[Example], seed: int, sources: int) -> "Batch":
+        """Rows and the flat positions [T] that predict; nothing is random."""
+        import torch
+
+        del seed
+        segments = np.stack([row.segments for row in examples])
+        tokens = np.stack([row.tokens for row in examples])
+        predicts = np.zeros(segments.shape, dtype=np.bool_)
+        predicts[:, :-1] = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+        at = np.flatnonzero(predicts)
+        tensors = stack(examples, sources) | {
+            "at": torch.from_numpy(at),
+            "labels": torch.from_numpy(tokens.ravel()[at + 1]).long(),
+        }
+        return batch_of(tensors, examples, predicts.sum(1), sources)
+
+    def loss(self, learner: "LearnerModule", tensors: Mapping[str, "Tensor"]) -> "Loss":
+        """Cross-entropy of the next tokens."""
+        from torch.nn.functional import cross_entropy
+
+        logits = learner.backbone(**isolated_inputs(learner.backbone, tensors)).logits
+        width = logits.shape[1]
+        chosen = logits.flatten(0, 1).index_select(0, tensors["at"]).float()
+        losses = cross_entropy(chosen, tensors["labels"], reduction="none")
+        return summed(losses, tensors["at"] // width, tensors["sources"])

@@ -1,0 +1,43 @@
+"""L2-SP: stay near the starting point, in squared distance (Li et al., 2018)."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from configs.schema import Config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class StartingPoint(Config):
+    """``strength / 2`` times the squared distance of every trained weight from its first value.
+
+    Its gradient joins the loss's after clipping, so the logged norm is the loss's alone.
+    """
+
+    name: Literal["l2_sp"] = "l2_sp"
+    strength: float = Field(0.01, gt=0)
+
+    def build(self) -> "StartingPointPull":
+        """The pull that the optimizer applies."""
+        return StartingPointPull(self.strength)
+
+
+class StartingPointPull:
+    """A WeightPenalty: the anchor is optimizer state, partitioned and saved with the moments."""
+
+    keys = ("l2_sp.anchor",)
+
+    def __init__(self, strength: float) -> None:
+        self._strength = strength
+
+    def start(self, parameter: "Tensor", state: dict[str, Any]) -> None:
+        """Anchor at the present value."""
+        state["l2_sp.anchor"] = parameter.detach().clone()
+
+    def add_gradient(self, parameter: "Tensor", state: dict[str, Any]) -> None:
+        """Add ``strength * (parameter - anchor)`` to the gradient."""
+        gap = parameter.detach() - state["l2_sp.anchor"]
+        if parameter.grad is not None:
+            parameter.grad.add_(gap, alpha=self._strength)

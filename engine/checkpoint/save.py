@@ -82,11 +82,11 @@ def save(
     if temporary is None:
         return final
     written = _write_share(temporary, backend, ranks)
+    record = {"step": progress.step, "backend": backend.extra_state(), "state": dict(state)}
 
     def finish() -> None:
         files = [_seen(temporary, file) for file in written]
         index = make_index(piece for file in files for piece in file.pieces)
-        record = {"step": progress.step, "backend": backend.extra_state(), "state": dict(state)}
         with commit.disk_errors(temporary):
             made = [commit.write_json(temporary / INDEX, index)]
             made.append(commit.write_json(temporary / STATE, record))

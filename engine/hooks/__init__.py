@@ -1,0 +1,18 @@
+"""Hooks: what happens around steps. To add one: write its file, then name it here."""
+
+from engine.hooks.checkpointing import CheckpointHook
+from engine.hooks.metrics import MetricsHook
+from engine.hooks.numbers import JsonLines, Sink
+from engine.hooks.tensorboard import TensorBoardHook
+from engine.hooks.throughput import Throughput
+from engine.hooks.validation import ValidationHook
+
+__all__ = [
+    "CheckpointHook",
+    "JsonLines",
+    "MetricsHook",
+    "Sink",
+    "TensorBoardHook",
+    "Throughput",
+    "ValidationHook",
+]

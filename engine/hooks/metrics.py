@@ -1,0 +1,200 @@
+"""Training metrics: one line a logged step, read from the device and the other ranks only then."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from configs.errors import NumericalError
+from engine.hooks.numbers import BEFORE_ALL, JsonLines, Sink
+from engine.hooks.throughput import Throughput
+from engine.protocols import Backend, Hook, Progress, StepRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class _Window:
+    """Global sums since the last line; exact (fp64 sums of fp32 losses), wherever it is cut.
+
+    Attributes:
+        losses: [1 + S]: summed loss, whole and by source.
+        counts: [2 + 2S]: targets, tokens, targets by source, tokens by source.
+        seconds: wall time of the steps.
+    """
+
+    losses: list[float]
+    counts: list[float]
+    seconds: float = 0.0
+
+    def add(self, losses: Sequence[float], counts: Sequence[float], seconds: float) -> None:
+        self.losses = [a + b for a, b in zip(self.losses, losses, strict=True)]
+        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
+        self.seconds += seconds
+
+
+@dataclass
+class _Totals:
+    """Since the run's first step; survives a resume."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    source_tokens: list[int] = field(default_factory=list)
+
+
+class MetricsHook(Hook):
+    """Writes ``metrics.jsonl``; the loss is the mean over all targets since the line before.
+
+    A line: step, loss, lr, grad_norm (of that step, before clipping), tokens and seconds (since the
+    run's first step), tokens_per_second and mfu (since the line before), and for each source its
+    tokens (since the first step), loss and share of the tokens (since the line before). ``null``
+    stands where there is no number: no target of that source, a gradient that overflowed.
+
+    Stands before the checkpoint hook, so that its state covers the step that is saved.
+    """
+
+    name = "metrics"
+
+    def __init__(
+        self,
+        path: Path,
+        sources: Sequence[str],
+        every: int,
+        steps: int,
+        throughput: Throughput,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        """Set up; a line every ``every`` steps and after step ``steps``, the run's last."""
+        self._lines = JsonLines(path)
+        self._sources = list(sources)
+        self._every = every
+        self._steps = steps
+        self._throughput = throughput
+        self._sinks = tuple(sinks)
+        self._records: list[StepRecord] = []
+        self._window = self._empty()
+        self._totals = _Totals(source_tokens=[0] * len(self._sources))
+        self._backend: Backend | None = None
+        self._step = 0
+
+    def on_start(self, backend: Backend, progress: Progress) -> None:
+        """Cut away what lies after the checkpoint; measure the device."""
+        self._backend = backend
+        self._step = progress.step
+        if backend.rank == 0:
+            self._lines.cut_after(progress.step or BEFORE_ALL)
+        self._throughput.start(backend)
+
+    def after_step(self, backend: Backend, progress: Progress, record: StepRecord) -> None:
+        """Keep the record; at a logged step read them all.
+
+        Raises:
+            NumericalError: a loss since the line before was not finite; names the first such step.
+        """
+        self._records.append(record)
+        self._step = progress.step
+        if progress.step % self._every == 0 or progress.step == self._steps:
+            self._read(backend)
+            self._write(backend, record)
+
+    def on_end(self, backend: Backend, progress: Progress) -> None:
+        """Bring the file to the disk."""
+        del progress
+        if backend.rank == 0:
+            self._lines.sync()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums up to the last step; raises as ``after_step`` does, and every rank must call it."""
+        if self._backend is not None:
+            self._read(self._backend)
+            if self._backend.rank == 0:
+                self._lines.sync()
+        window, totals = self._window, self._totals
+        return {
+            "sources": self._sources,
+            "window": {"losses": window.losses, "counts": window.counts, "seconds": window.seconds},
+            "tokens": totals.tokens,
+            "seconds": totals.seconds,
+            "source_tokens": totals.source_tokens,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._window = _Window(**state["window"])
+        self._totals = _Totals(state["tokens"], state["seconds"], list(state["source_tokens"]))
+
+    def _empty(self) -> _Window:
+        size = len(self._sources)
+        return _Window([0.0] * (1 + size), [0.0] * (2 + 2 * size))
+
+    def _read(self, backend: Backend) -> None:
+        """Sum what is pending over steps and ranks, and fetch it."""
+        if not self._records:
+            return
+        import torch
+
+        began = perf_counter()
+        rows = torch.stack([record.losses for record in self._records]).double()
+        losses = backend.sum_over_ranks(rows.sum(0)).tolist()
+        if not all(map(isfinite, losses)):
+            raise NumericalError(self._diverged(backend, rows))
+        counts = torch.stack([record.counts for record in self._records]).sum(0).tolist()
+        steps = sum(record.seconds for record in self._records)
+        # Reading waits for the device: the time of steps that were only queued until now.
+        self._window.add(losses, counts, steps + perf_counter() - began)
+        self._records = []
+
+    def _diverged(self, backend: Backend, rows: "Tensor") -> str:
+        bad = backend.sum_over_ranks((~rows.isfinite()).double()).tolist()
+        first = next((i for i, row in enumerate(bad) if any(row)), len(bad) - 1)
+        step = self._step - len(bad) + 1 + first
+        names = [name for name, count in zip(self._sources, bad[first][1:], strict=True) if count]
+        return (
+            f"step {step}: the loss is not finite"
+            f"{' on rows of ' + ', '.join(names) if names else ''}; nothing is saved from here on. "
+            f"'onward order' shows the rows of that step; a lower lr, a longer warm-up or "
+            "another precision are the usual remedies"
+        )
+
+    def _write(self, backend: Backend, record: StepRecord) -> None:
+        numbers = self._numbers(record)
+        self._window = self._empty()
+        if backend.rank == 0:
+            self._lines.append({"step": self._step, **numbers})
+            for sink in self._sinks:
+                sink.write("train", self._step, numbers)
+
+    def _numbers(self, record: StepRecord) -> dict[str, Any]:
+        window, totals = self._window, self._totals
+        size = len(self._sources)
+        targets, tokens = window.counts[:2]
+        by_source = window.counts[2 : 2 + size], window.counts[2 + size :]
+        totals.tokens += int(tokens)
+        totals.seconds += window.seconds
+        totals.source_tokens = [
+            a + int(b) for a, b in zip(totals.source_tokens, by_source[1], strict=True)
+        ]
+        norm = float(record.gradient_norm)
+        return {
+            "loss": _mean(window.losses[0], targets),
+            "lr": record.lr,
+            "grad_norm": norm if isfinite(norm) else None,
+            "tokens": totals.tokens,
+            "seconds": totals.seconds,
+            "tokens_per_second": tokens / window.seconds,
+            "mfu": self._throughput.utilisation(tokens, targets, window.seconds),
+            "sources": {
+                name: {
+                    "tokens": totals.source_tokens[i],
+                    "loss": _mean(window.losses[1 + i], by_source[0][i]),
+                    "share": _mean(by_source[1][i], tokens),
+                }
+                for i, name in enumerate(self._sources)
+            },
+        }
+
+
+def _mean(total: float, count: float) -> float | None:
+    return total / count if count else None

@@ -1,0 +1,80 @@
+"""Held-out loss during training, on the same batches with the same masks each time."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from configs.errors import NumericalError
+from engine.hooks.numbers import BEFORE_ALL, JsonLines, Sink
+from engine.protocols import Backend, Batch, Hook, Progress, StepRecord
+
+
+class ValidationHook(Hook):
+    """Writes ``validation.jsonl``: before the first step, every ``every`` steps, and at the end.
+
+    A line: step, and for each set its mean loss over ``targets`` predictions. The batches of a set
+    are split over the ranks, so their number changes the time it takes and not what is measured.
+    """
+
+    name = "validation"
+
+    def __init__(
+        self,
+        path: Path,
+        sets: Mapping[str, Sequence[Batch]],
+        every: int,
+        steps: int,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        """Set up; ``sets``: every batch of each set, the same on all ranks, already masked."""
+        self._lines = JsonLines(path)
+        self._sets = {name: list(batches) for name, batches in sets.items()}
+        self._every = every
+        self._steps = steps
+        self._sinks = tuple(sinks)
+
+    def on_start(self, backend: Backend, progress: Progress) -> None:
+        """Cut away what lies after the checkpoint; measure where training starts from."""
+        if backend.rank == 0:
+            self._lines.cut_after(progress.step or BEFORE_ALL)
+        if progress.step == 0:
+            self._measure(backend, 0)
+
+    def after_step(self, backend: Backend, progress: Progress, record: StepRecord) -> None:
+        """Measure if it is time; NumericalError if a held-out loss is not finite."""
+        del record
+        if progress.step % self._every == 0 or progress.step == self._steps:
+            self._measure(backend, progress.step)
+
+    def _measure(self, backend: Backend, step: int) -> None:
+        numbers: dict[str, Any] = {
+            name: held_out_loss(backend, batches) for name, batches in self._sets.items()
+        }
+        if bad := [name for name, found in numbers.items() if found["loss"] is None]:
+            msg = f"step {step}: the held-out loss on {bad[0]} is not finite, or it has no targets"
+            raise NumericalError(msg)
+        if backend.rank == 0:
+            self._lines.append({"step": step, "sets": numbers})
+            for sink in self._sinks:
+                sink.write("validation", step, numbers)
+
+
+def held_out_loss(backend: Backend, batches: Sequence[Batch]) -> dict[str, Any]:
+    """{loss: mean over all targets or None if not finite, targets}; every rank must call it.
+
+    All ranks run equally many batches, since ZeRO-3 needs the same graph everywhere; one that
+    runs out repeats the last batch and leaves the answer out.
+    """
+    import torch
+
+    total = torch.zeros(2, dtype=torch.float64, device=backend.device)
+    for turn in range(ceil(len(batches) / backend.world)):
+        index = turn * backend.world + backend.rank
+        batch = batches[min(index, len(batches) - 1)]
+        loss = backend.evaluate(batch).total.detach().double()
+        if index < len(batches):
+            total += torch.stack([loss, torch.full_like(loss, batch.count)])
+    summed, targets = backend.sum_over_ranks(total).tolist()
+    mean = summed / targets if targets else float("nan")
+    return {"loss": mean if torch.isfinite(torch.tensor(mean)) else None, "targets": int(targets)}

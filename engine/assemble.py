@@ -1,0 +1,323 @@
+"""A pretraining stage from its parts: the one place where data, model, backend and hooks meet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, PositiveInt, model_validator
+
+from configs.deepspeed_json import BatchPlan
+from configs.errors import DataError, RecipeError
+from configs.schema import Config
+from configs.stage import StageConfig, StageContext
+from data_pipeline.example import Example
+from data_pipeline.randomness import keyed
+from data_pipeline.streaming import Cursor, DataConfig, FixedRows, TokenStream, slice_of_step
+from engine.adaptation import AdaptationConfig, FullTraining
+from engine.backends import BackendConfig
+from engine.models import ModelConfig
+from engine.objectives import ObjectiveConfig
+from engine.optimization import OptimizerConfig, ScheduleConfig
+from engine.penalties import PenaltyConfig
+
+if TYPE_CHECKING:
+    from engine.checkpoint import Checkpoint
+    from engine.hooks import TensorBoardHook
+    from engine.learner import Learner
+    from engine.protocols import Adaptation, Backend, Batch, Hook, Objective, Progress
+
+
+class CheckpointConfig(Config):
+    """When the state is saved, and how much of it is kept."""
+
+    every: PositiveInt = Field(description="steps between two checkpoints")
+    keep: PositiveInt = Field(2, description="how many of the newest stay")
+
+
+class ValidationConfig(Config):
+    """Held-out loss during training, on the same rows with the same masks each time."""
+
+    every: PositiveInt = Field(description="steps between two validations")
+    rows: PositiveInt = Field(64, description="packed rows read from each set")
+    sets: dict[str, str] = Field(min_length=1, description="name -> location of a shard folder")
+
+
+class PretrainStage(StageConfig):
+    """Continued pretraining (or pretraining from random weights) of one model on one mixture."""
+
+    LAUNCHED: ClassVar[bool] = True
+
+    kind: Literal["pretrain"] = "pretrain"
+    model: ModelConfig
+    data: DataConfig
+    objective: ObjectiveConfig
+    adaptation: AdaptationConfig = FullTraining()
+    penalties: tuple[PenaltyConfig, ...] = ()
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    steps: PositiveInt | None = Field(None, description="optimizer steps")
+    epochs: float | None = Field(None, gt=0, description="passes over the only source")
+    backend: BackendConfig
+    checkpoint: CheckpointConfig
+    validation: ValidationConfig | None = None
+    log_every: PositiveInt = 10
+    seed: int | None = Field(None, description="absent: from the recipe's seed and the stage name")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            msg = "give exactly one of 'steps' and 'epochs'"
+            raise ValueError(msg)
+        if self.epochs is not None and len(self.data.sources) > 1:
+            msg = "'epochs' has no meaning for a mixture of sources; give 'steps'"
+            raise ValueError(msg)
+        return self
+
+    def run(self, context: StageContext) -> str:
+        """Train to the end of the budget, export, and return the exported model's digest."""
+        from engine import distributed
+
+        parts = assemble(self, context)
+        step = train_from_newest(parts)
+        fingerprint = export_step(self, context, step) if distributed.rank() == 0 else None
+        return str(distributed.broadcast_object(fingerprint))
+
+    def check(self, context: StageContext) -> None:
+        """Data, tokenizer, batch split and checkpoint against one another, running nothing."""
+        self.backend.check()
+        self.model.check(context.is_made, context.locate)
+        for location in self.held_out().values():
+            if context.is_made(location):
+                context.locate(location)
+        if all(context.is_made(source.shards) for source in self.data.sources.values()):
+            stream = self.open_stream(context)
+            self.objective.build(stream.special, stream.vocabulary_size)
+            self.model.check_tokenizer(context.is_made, context.locate, stream.tokenizer_sha256)
+        if context.key and (context.folder / "checkpoints").is_dir():
+            from engine.checkpoint import newest
+
+            newest(context.folder / "checkpoints", context.key)
+
+    def held_out(self) -> dict[str, str]:
+        """The validation sets' locations by name; none without validation."""
+        return dict(self.validation.sets) if self.validation else {}
+
+    def run_seed(self, context: StageContext) -> int:
+        """Keys the order, the masks, dropout and fresh weights of this stage."""
+        return self.seed if self.seed is not None else keyed(context.seed, context.name) >> 33
+
+    def open_stream(self, context: StageContext) -> TokenStream:
+        """The stage's token rows, in their order."""
+        return TokenStream.open(
+            self.data, context.locate, self.run_seed(context), _packing_cache(context)
+        )
+
+    def budget(self, rows: int, global_batch: int) -> int:
+        """Optimizer steps; ``rows`` is the length of the only source where epochs are given."""
+        if self.epochs is not None:
+            return max(1, ceil(self.epochs * rows / global_batch))
+        return self.steps or 0
+
+
+def _packing_cache(context: StageContext) -> Path:
+    """Plans of the whole run side by side: stages that read one corpus share its plan."""
+    return context.folder.parent / ".packing"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything a pretraining stage has in hand before its first step."""
+
+    stage: PretrainStage
+    context: StageContext
+    stream: TokenStream
+    objective: "Objective"
+    backend: "Backend"
+    batches: BatchPlan
+    steps: int
+    seed: int
+
+    def make(self, step: int) -> list["Batch"]:
+        """This rank's micro-batches of a step: a pure function of the step's number."""
+        start, stop = slice_of_step(
+            step, self.batches.global_batch, self.backend.rank, self.backend.world
+        )
+        return collate_all(
+            self.objective,
+            self.stream.examples(start, stop),
+            self.batches.micro_batch,
+            self.seed,
+            len(self.stream.sources),
+        )
+
+
+def collate_all(
+    objective: "Objective", examples: Sequence[Example], size: int, seed: int, sources: int
+) -> list["Batch"]:
+    """Micro-batches of ``size`` rows each, the last one smaller if it does not divide."""
+    pieces = (examples[at : at + size] for at in range(0, len(examples), size))
+    return [objective.collate(piece, seed, sources) for piece in pieces]
+
+
+def build_learner(
+    stage: PretrainStage, context: StageContext, objective: "Objective"
+) -> tuple["Learner", "Adaptation", Any]:
+    """Model with adaptation and heads (CPU, fp32), the adaptation, the tokenizer."""
+    from engine.learner import Learner
+
+    seed = stage.run_seed(context)
+    loaded = stage.model.build(context.locate, objective.architecture, seed)
+    adaptation = stage.adaptation.build(seed)
+    backbone = adaptation.apply(loaded.model)
+    return Learner(backbone, objective), adaptation, loaded.tokenizer
+
+
+def assemble(stage: PretrainStage, context: StageContext) -> Parts:
+    """Open the data, build the model, wrap it in the backend; no step is taken."""
+    from engine import distributed
+
+    seed = stage.run_seed(context)
+    stream = stage.open_stream(context)
+    stage.model.check_tokenizer(context.is_made, context.locate, stream.tokenizer_sha256)
+    objective = stage.objective.build(stream.special, stream.vocabulary_size)
+    learner, _, _ = build_learner(stage, context, objective)
+    _require_positions(learner.backbone, stage.data.length)
+    batches = stage.backend.plan(distributed.world())
+    penalties = [penalty.build() for penalty in stage.penalties]
+    backend = stage.backend.build(learner, stage.optimizer, penalties, seed)
+    steps = stage.budget(stream.rows[0], batches.global_batch)
+    return Parts(stage, context, stream, objective, backend, batches, steps, seed)
+
+
+def _require_positions(backbone: Any, length: int) -> None:
+    from engine.isolation import longest_document
+
+    longest = longest_document(backbone)
+    if longest is not None and length > longest:
+        msg = (
+            f"data.length is {length}, but the model has positions for {longest} tokens; "
+            "shorten the rows or take a model with more positions"
+        )
+        raise RecipeError(msg)
+
+
+def train_from_newest(parts: Parts) -> int:
+    """Resume if there is a checkpoint, train to the end; returns the last step."""
+    from engine import distributed
+    from engine.batches import Batches
+    from engine.checkpoint import newest
+    from engine.loop import train
+    from engine.protocols import Progress, Run
+
+    hooks = make_hooks(parts)
+    found = newest(parts.context.folder / "checkpoints", parts.context.key, distributed)
+    progress = Progress() if found is None else restore(parts, hooks, found)
+    with Batches(parts.make, progress.step, parts.steps) as batches:
+        run = Run(
+            parts.backend,
+            batches,
+            parts.stage.schedule,
+            parts.stage.optimizer.lr,
+            parts.steps,
+            parts.seed,
+            hooks,
+        )
+        return train(run, progress).step
+
+
+def restore(parts: Parts, hooks: Sequence["Hook"], found: "Checkpoint") -> "Progress":
+    """Put weights, optimizer and hooks where the checkpoint left them."""
+    cursor = Cursor.from_json(found.state["cursor"])
+    parts.stream.resume(cursor)
+    for hook in hooks:
+        hook.load_state_dict(found.state["hooks"].get(hook.name, {}))
+    return found.restore(parts.backend)
+
+
+def make_hooks(parts: Parts) -> list["Hook"]:
+    """Checkpoints come last: what is saved is what the others have seen."""
+    from engine.hooks import CheckpointHook, MetricsHook, TensorBoardHook, Throughput
+
+    stage, folder, steps = parts.stage, parts.context.folder, parts.steps
+    board = TensorBoardHook(folder / "tensorboard")
+    throughput = Throughput(parts.objective.architecture, stage.data.length)
+    metrics = MetricsHook(
+        folder / "metrics.jsonl", parts.stream.sources, stage.log_every, steps, throughput, [board]
+    )
+    hooks: list[Hook] = [board, metrics, *_validation(parts, board)]
+
+    def state(progress: "Progress") -> dict[str, Any]:
+        index = progress.step * parts.batches.global_batch
+        return {
+            "cursor": parts.stream.cursor(index).to_json(),
+            "hooks": {hook.name: hook.state_dict() for hook in hooks},
+        }
+
+    every, keep = stage.checkpoint.every, stage.checkpoint.keep
+    root, key = folder / "checkpoints", parts.context.key
+    return [*hooks, CheckpointHook(root, key, state, every, keep, steps)]
+
+
+def _validation(parts: Parts, board: "TensorBoardHook") -> list["Hook"]:
+    from engine.hooks import ValidationHook
+
+    asked = parts.stage.validation
+    if asked is None:
+        return []
+    sets = {}
+    for name, location in asked.sets.items():
+        rows = FixedRows.open(
+            parts.context.locate(location),
+            parts.stage.data.length,
+            asked.rows,
+            parts.stage.data.packing,
+            _packing_cache(parts.context),
+        )
+        _require_same_tokenizer(name, rows, parts.stream)
+        # Seed 0, whatever the run: the same masks for every stage and every recipe's seed.
+        examples = rows.examples(0, len(rows))
+        sets[name] = collate_all(parts.objective, examples, parts.batches.micro_batch, 0, 1)
+    path = parts.context.folder / "validation.jsonl"
+    return [ValidationHook(path, sets, asked.every, parts.steps, [board])]
+
+
+def _require_same_tokenizer(name: str, rows: FixedRows, stream: TokenStream) -> None:
+    if rows.tokenizer.sha256 != stream.tokenizer_sha256:
+        msg = (
+            f"validation set '{name}' was made with tokenizer {rows.tokenizer.sha256[:16]}, the "
+            f"training data with {stream.tokenizer_sha256[:16]}; prepare both with the same one"
+        )
+        raise DataError(msg)
+
+
+def export_step(stage: PretrainStage, context: StageContext, step: int) -> str:
+    """The checkpoint after ``step`` as ``export/``, on this process alone; returns its digest."""
+    from engine.checkpoint import export_model, open_checkpoint
+    from engine.checkpoint.save import step_folder
+
+    checkpoint = open_checkpoint(step_folder(context.folder / "checkpoints", step))
+    stream = stage.open_stream(context)
+    objective = stage.objective.build(stream.special, stream.vocabulary_size)
+    learner, adaptation, tokenizer = build_learner(stage, context, objective)
+    lineage = {
+        "stage": context.name,
+        "key": context.key,
+        "step": step,
+        "model": stage.model.model_dump(mode="json"),
+        "inputs": {name: artifact.fingerprint for name, artifact in context.inputs.items()},
+        "data": stream.fingerprint,
+    }
+    probe = [example.tokens for example in stream.examples(0, 2)]
+    made = export_model(
+        checkpoint.store(),
+        learner,
+        adaptation,
+        tokenizer,
+        context.folder / "export",
+        lineage,
+        np.stack(probe),
+    )
+    return made.fingerprint

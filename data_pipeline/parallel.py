@@ -1,0 +1,61 @@
+"""Work shared by processes: results come in the order of the work, whoever finishes first."""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import TypeVar
+
+from configs.errors import ResourceError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+AHEAD = 3
+"""Results a process may be ahead of the one that is waited for: bounds memory."""
+
+
+class Workers:
+    """Some processes, or this one alone when there is but one."""
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+        # Started afresh: a fork would copy locks that threads of this process may hold.
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(processes, context) if processes > 1 else None
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """``function`` of each item, in order; function, items and results must be picklable."""
+        if self._pool is None:
+            yield from map(function, items)
+            return
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(self._pool.submit(function, item))
+                if len(waiting) >= AHEAD * self.processes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            msg = (
+                f"one of {self.processes} processes was lost, most likely for want of memory; "
+                "run again with fewer `processes`"
+            )
+            raise ResourceError(msg) from None
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)

@@ -1,0 +1,37 @@
+"""From text to token ids: which tokenizer, and how it is applied."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from data_pipeline.tokenization.encode import Encoded, Encoder
+from data_pipeline.tokenization.pretrained import PretrainedTokenizer
+from data_pipeline.tokenization.special import SpecialTokens, special_tokens
+from data_pipeline.tokenization.tokenizer import (
+    Texts,
+    TokenizerConfig,
+    load_backend,
+    tokenizer_record,
+    tokenizer_sha256,
+)
+from data_pipeline.tokenization.wordpiece import WordPieceTokenizer
+
+Tokenizer = Annotated[
+    WordPieceTokenizer | PretrainedTokenizer,
+    Field(discriminator="name"),
+]
+
+__all__ = [
+    "Encoded",
+    "Encoder",
+    "PretrainedTokenizer",
+    "SpecialTokens",
+    "Texts",
+    "Tokenizer",
+    "TokenizerConfig",
+    "WordPieceTokenizer",
+    "load_backend",
+    "special_tokens",
+    "tokenizer_record",
+    "tokenizer_sha256",
+]

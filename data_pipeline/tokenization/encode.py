@@ -1,0 +1,132 @@
+"""Texts to ids and annotations, many at a time."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.example import SENTENCE_START, WORD_START
+from data_pipeline.shards.layout import token_dtype
+from data_pipeline.tokenization.starts import (
+    characters,
+    sentence_starts,
+    starting_tokens,
+    word_starts,
+)
+from data_pipeline.tokenization.tokenizer import load_backend
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+LONGEST_PIECE = 1 << 18
+"""Characters. A longer text is cut between lines and tokenised in pieces: it bounds memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Sequences end to end, one a text.
+
+    Attributes:
+        tokens: [T] in the dtype of the shards.
+        lengths: int32 [texts], 0 for a text without a token.
+        annotations: uint8 [T]: WORD_START, SENTENCE_START.
+    """
+
+    tokens: NDArray[Any]
+    lengths: NDArray[np.int32]
+    annotations: NDArray[np.uint8]
+
+
+class Encoder:
+    """Applies a tokenizer; what looks like a special token in a text is text."""
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        values = json.loads(load_backend(folder).to_str())
+        # Post-processors trim the blank off the tokens' offsets, and add special tokens.
+        self._backend = Backend.from_str(json.dumps(values | {"post_processor": None}))
+        self._backend.encode_special_tokens = True
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        size = max(vocabulary.values()) + 1
+        self.dtype = token_dtype(size)
+        self._continues = _continuations(values["model"], vocabulary, size)
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Ids of texts, without special tokens.
+
+        Args:
+            texts: without surrogates.
+        """
+        pieces = [list(_pieces(text)) for text in texts]
+        flat = list(chain.from_iterable(pieces))
+        encodings = self._backend.encode_batch(flat, add_special_tokens=False)
+        counts = np.array([len(encoding) for encoding in encodings], np.int64)
+        ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int64, counts.sum())
+        lengths = [
+            sum(len(next_piece) for next_piece in group) for group in _like(pieces, encodings)
+        ]
+        annotations = self._annotate(flat, encodings, counts, ids)
+        return Encoded(ids.astype(self.dtype), np.array(lengths, np.int32), annotations)
+
+    def _annotate(
+        self,
+        texts: Sequence[str],
+        encodings: "Sequence[Encoding]",
+        counts: NDArray[np.int64],
+        ids: NDArray[np.int64],
+    ) -> NDArray[np.uint8]:
+        over = characters(texts)
+        flat = chain.from_iterable(chain.from_iterable(e.offsets for e in encodings))
+        offsets = np.fromiter(flat, np.int64, 2 * len(ids)).reshape(-1, 2)
+        begin, end = (offsets + np.repeat(over.starts, counts)[:, None]).T
+        words = starting_tokens(word_starts(over), begin, end)
+        if self._continues is not None:
+            words = ~self._continues[ids]
+        sentences = starting_tokens(sentence_starts(over), begin, end)
+        # What starts a sentence starts a word, whatever the tokenizer calls a continuation.
+        sentences &= words
+        bits = words * np.uint8(WORD_START) | sentences * np.uint8(SENTENCE_START)
+        return bits.astype(np.uint8)
+
+
+def _continuations(
+    model: dict[str, Any], vocabulary: dict[str, int], size: int
+) -> NDArray[np.bool_] | None:
+    """bool [vocabulary]: ids that go on with a word, where the model itself says so."""
+    prefix = model.get("continuing_subword_prefix")
+    if model.get("type") != "WordPiece" or not prefix:
+        return None
+    continues = np.zeros(size, np.bool_)
+    continues[[i for token, i in vocabulary.items() if token.startswith(prefix)]] = True
+    # The bare prefix's own characters can also be a word ("##" as text is two signs).
+    return continues
+
+
+def _like(
+    groups: Sequence[Sequence[Any]], items: "Sequence[Encoding]"
+) -> "Iterator[list[Encoding]]":
+    """``items`` in groups of the sizes of ``groups``."""
+    rest = iter(items)
+    for group in groups:
+        yield [next(rest) for _ in group]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > LONGEST_PIECE:
+        limit = start + LONGEST_PIECE
+        for mark in ("\n", " "):
+            cut = text.rfind(mark, start + 1, limit) + 1
+            if cut:
+                break
+        else:
+            cut = limit
+        yield text[start:cut]
+        start = cut
+    yield text[start:]

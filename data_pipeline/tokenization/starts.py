@@ -1,0 +1,161 @@
+"""Where words and sentences start, for any tokenizer: from the text and the tokens' offsets.
+
+Guessing from the tokens themselves does not work: "##" is WordPiece's alone, and byte-level BPE
+starts words without its space mark after every punctuation sign.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPACE, WORD, SINGLE = 0, 1, 2
+"""Kinds of character; each character of the kind SINGLE is a word by itself."""
+
+_CJK = (
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x2CEAF),
+    (0x2F800, 0x2FA1F),
+)
+_CLOSING = "[\"'”’»)\\]}]*"
+_SENTENCE_ENDS = re.compile(
+    rf"[.!?…]{_CLOSING}\s+(?=\S)|[。！？][”’」』）]*\s*(?=\S)|\n[^\S\n]*\n\s*(?=\S)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """Places in a text where something starts.
+
+    Attributes:
+        first: bool [characters]: at the first character of the thing.
+        mark: bool [characters]: the same, but at the single blank before it where there is one,
+            because many tokenizers write that blank into the thing's first token.
+    """
+
+    first: NDArray[np.bool_]
+    mark: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Characters:
+    """Texts laid end to end.
+
+    Attributes:
+        codes: uint32 [characters], code points.
+        texts: the texts.
+        starts: int64 [texts], where each begins.
+    """
+
+    codes: NDArray[np.uint32]
+    texts: Sequence[str]
+    starts: NDArray[np.int64]
+
+
+def characters(texts: Sequence[str]) -> Characters:
+    """Lay texts end to end; none may hold surrogates."""
+    lengths = np.array([len(text) for text in texts], np.int64)
+    codes = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
+    return Characters(codes, texts, np.cumsum(lengths) - lengths)
+
+
+def word_starts(over: Characters) -> Starts:
+    """Words as BERT cuts them: runs of letters and digits, single signs, single CJK characters.
+
+    A run of space that is more than the one blank between two words counts as a word, so that
+    tokens of nothing but space belong to no other word.
+    """
+    kinds = _kinds_by_code()[over.codes]
+    before = np.empty_like(kinds)
+    before[1:] = kinds[:-1]
+    before[over.starts] = SPACE + 255  # like nothing else: every text starts something
+    changed = kinds != before
+    visible = (kinds == SINGLE) | (changed & (kinds == WORD))
+    blank = _blank_before(over, visible)
+    space = changed & (kinds == SPACE) & ~blank
+    first = visible | space
+    return Starts(first, _moved(first, blank))
+
+
+def sentence_starts(over: Characters) -> Starts:
+    """After . ! ? and space unless a small letter follows, after their CJK forms, and paragraphs."""
+    places = [start for start, text in zip(over.starts.tolist(), over.texts, strict=True) if text]
+    for start, text in zip(over.starts.tolist(), over.texts, strict=True):
+        places += [start + m.end() for m in _SENTENCE_ENDS.finditer(text) if _opens(text, m)]
+    first = np.zeros(len(over.codes), np.bool_)
+    first[places] = True
+    return Starts(first, _moved(first, _blank_before(over, first)))
+
+
+def starting_tokens(
+    places: Starts, begin: NDArray[np.int64], end: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which tokens open one of the places.
+
+    A token does when it is the first that begins at or after the place's mark, and the place's
+    first character does not lie inside an earlier token.
+
+    Args:
+        places: where things start.
+        begin: [tokens] first character of each token, ascending. Several tokens may share
+            characters (the bytes of one character, say).
+        end: [tokens] behind its last character.
+
+    Returns:
+        bool [tokens].
+    """
+    if not len(begin):
+        return np.zeros(0, np.bool_)
+    covered = np.concatenate(([0], np.maximum.accumulate(end)[:-1]))
+    marks = np.concatenate(([0], np.cumsum(places.mark)))
+    firsts = np.concatenate(([0], np.cumsum(places.first)))
+    last = len(places.mark)
+    opened = marks[np.minimum(begin + 1, last)]
+    before = np.concatenate(([0], opened[:-1]))
+    taken = firsts[np.minimum(covered, last)]
+    starting: NDArray[np.bool_] = (opened > np.maximum(before, taken)) & (begin >= covered)
+    return starting
+
+
+def _opens(text: str, end: re.Match[str]) -> bool:
+    by_stop = end.group()[0] in ".!?…" and "\n\n" not in end.group()
+    return not (by_stop and text[end.end()].islower())
+
+
+def _blank_before(over: Characters, first: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Blanks that stand right before a place, within the same text."""
+    blank = np.zeros(len(first), np.bool_)
+    blank[:-1] = first[1:] & (over.codes[:-1] == ord(" "))
+    ends = over.starts[over.starts > 0] - 1
+    blank[ends] = False
+    return blank
+
+
+def _moved(first: NDArray[np.bool_], blank: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    mark = first | blank
+    mark[1:] &= ~blank[:-1]
+    return mark
+
+
+@lru_cache(maxsize=1)
+def _kinds_by_code() -> NDArray[np.uint8]:
+    """Kind of every code point, by BERT's rules."""
+    kinds = np.full(0x110000, WORD, np.uint8)
+    for code in range(0x110000):
+        category = unicodedata.category(chr(code))[0]
+        if category == "Z" or chr(code) in "\t\n\r":
+            kinds[code] = SPACE
+        elif category == "P":
+            kinds[code] = SINGLE
+    for code in range(0x21, 0x7F):
+        if not chr(code).isalnum():
+            kinds[code] = SINGLE
+    for low, high in _CJK:
+        kinds[low : high + 1] = SINGLE
+    return kinds

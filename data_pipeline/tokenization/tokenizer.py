@@ -1,0 +1,101 @@
+"""A tokenizer is a transformers folder; this says which one it is."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.errors import DataError
+from configs.schema import Config
+from data_pipeline.shards.manifest import TokenizerRecord
+from data_pipeline.sources.source import Locate
+from data_pipeline.tokenization.special import special_tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+FILE = "tokenizer.json"
+DECISIVE = ("normalizer", "pre_tokenizer", "model", "added_tokens")
+"""The parts of a tokenizer.json that decide which ids a text gets, special tokens aside."""
+
+Texts = Callable[[Sequence[str]], Iterator[str]]
+"""(names of corpora) -> the texts of their train sides, in order."""
+
+
+class TokenizerConfig(Config, ABC):
+    """Base of the tokenizers' configs."""
+
+    @property
+    def trained_on(self) -> Sequence[str]:
+        """Names of the corpora it is trained on."""
+        return ()
+
+    @property
+    def locations(self) -> Sequence[str]:
+        """The locations it reads, as the recipe gives them."""
+        return ()
+
+    @abstractmethod
+    def build(self, folder: Path, locate: Locate, texts: Texts) -> None:
+        """Write a folder that ``AutoTokenizer.from_pretrained`` reads, with a tokenizer.json."""
+
+
+def load_backend(folder: Path) -> "Backend":
+    """The tokenizers library's object behind a folder, without padding or truncation."""
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend.from_str(json.dumps(_read(folder)))
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
+def tokenizer_sha256(tokenizer: "Path | Backend") -> str:
+    """Hex digest of all that decides which ids a text gets.
+
+    The same for a folder, for the folder that transformers saves after loading it, and for the
+    ``backend_tokenizer`` of what it loads; special tokens around a text, padding and truncation
+    do not count.
+
+    Args:
+        tokenizer: a folder with a tokenizer.json, or the tokenizers library's own object.
+    """
+    backend = load_backend(tokenizer) if isinstance(tokenizer, Path) else tokenizer
+    values = json.loads(backend.to_str())
+    decisive = {part: values.get(part) for part in DECISIVE}
+    text = json.dumps(decisive, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def tokenizer_record(folder: Path) -> TokenizerRecord:
+    """What a manifest says of the tokenizer in a folder."""
+    backend = load_backend(folder)
+    special = special_tokens(folder, backend)
+    kind = type(backend.model).__name__
+    size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+    return TokenizerRecord(
+        name=f"{kind} of {size} ids",
+        sha256=tokenizer_sha256(backend),
+        vocabulary_size=size,
+        special=dict(special.ids),
+        prefix=list(special.prefix),
+        suffix=list(special.suffix),
+    )
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        msg = f"{folder}: no {FILE}; expected the folder of a fast transformers tokenizer"
+        raise DataError(msg) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        msg = f"{path}: not readable as JSON ({error}); save the tokenizer again"
+        raise DataError(msg) from None
+    if not isinstance(values, dict) or "model" not in values:
+        msg = f"{path}: no 'model' in it; expected what the tokenizers library saves"
+        raise DataError(msg)
+    return values

@@ -1,1 +1,1 @@
-"""Fine-tuning and evaluation of what the engine hands over, and the report."""
+"""Fine-tuning and evaluation of the models the engine hands over, up to the report."""

@@ -1,0 +1,1 @@
+"""What fine-tuning optimises: objectives over labelled rows."""

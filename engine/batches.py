@@ -76,7 +76,7 @@ class Batches(Iterator[Sequence[Batch]]):
                 if self._closed.is_set():
                     return
                 self._put([pinned(batch) for batch in self._make(step)])
-        except BaseException as error:  # noqa: BLE001 -- handed on to the thread that reads
+        except BaseException as error:  # handed on to the thread that reads
             self._put(error)
         else:
             self._put(None)

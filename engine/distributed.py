@@ -1,4 +1,4 @@
-"""Processes and what they exchange: the only user of torch.distributed. Alone, everything is the identity."""
+"""Processes and what they exchange: the only user of torch.distributed; alone, the identity."""
 
 import os
 from collections.abc import Iterator
@@ -39,6 +39,7 @@ def start(communication: str | None = None, limit: timedelta = LIMIT) -> None:
     """
     import torch
     import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
 
     if dist.is_initialized():
         return
@@ -49,7 +50,7 @@ def start(communication: str | None = None, limit: timedelta = LIMIT) -> None:
     given = [name for name in _NEEDED if name in os.environ]
     if not {"RANK", "WORLD_SIZE"} & set(given):
         os.environ.setdefault("LOCAL_RANK", "0")
-        dist.init_process_group(chosen, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
+        dist.init_process_group(chosen, store=HashStore(), rank=0, world_size=1, timeout=limit)
         return
     if missing := sorted(set(_NEEDED) - set(given)):
         msg = (

@@ -59,17 +59,16 @@ def attention_mask(config: Any, segments: "Tensor") -> "Tensor | dict[str, Tenso
     causal = is_causal(config)
     if causal:
         same &= distance >= 0
-    window = getattr(config, "sliding_window", None)
+    window: int | None = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         msg = f"model {config.model_type}: cannot isolate documents in layers of {sorted(unknown)}"
         raise RecipeError(msg)
-    if "sliding_attention" in kinds:
-        near = distance.abs() < window if causal else distance.abs() <= window
-        return {"full_attention": same, "sliding_attention": same & near}
-    if window is not None and not kinds:
-        return same & (distance.abs() < window)
-    return same
+    if window is None or (kinds and "sliding_attention" not in kinds):
+        return same
+    # transformers counts the token itself in a causal window, but not in a two-sided one.
+    near: Tensor = same & (distance.abs() < window + (0 if causal else 1))
+    return {"full_attention": same, "sliding_attention": near} if kinds else near
 
 
 def first_position(backbone: "nn.Module") -> int:

@@ -115,7 +115,7 @@ ModelConfig = Annotated[RandomModel | PretrainedModel, Field(discriminator="name
 
 
 def read_shape(given: str | Mapping[str, Any]) -> dict[str, Any]:
-    """A preset's bare name, a path to a JSON file, or the mapping itself -> transformers config values.
+    """A preset's bare name, a path to a JSON file, or the mapping itself -> the config's values.
 
     Raises:
         RecipeError: no such file, no JSON object, or no ``model_type`` in it.

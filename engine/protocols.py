@@ -147,7 +147,7 @@ class Backend(Protocol):
         ...
 
     def backward(self, loss: Loss, count: "Tensor") -> None:
-        """Add the gradient of ``total / count``; ``count`` is the global batch's (scalar tensor)."""
+        """Add the gradient of ``total / count``; ``count``, a scalar, is the global batch's."""
         ...
 
     def step(self, lr: float) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def stack(examples: Sequence[Example], sources: int) -> dict[str, "Tensor"]:
-    """The rows themselves: tokens, segments, positions int64 [B, L]; sources fp32 [B, S] one-hot."""
+    """Tokens, segments and positions, int64 [B, L]; sources, fp32 [B, S] one-hot."""
     import torch
 
     fields = {

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,6 +60,19 @@ class DeepSpeedZero(Config):
         return DeepSpeedBackend(learner, optimizer, penalties, read_deepspeed(self.config))
 
 
+def build_operators() -> None:
+    """Compile the one operator that DeepSpeed compiles at its first start on the CPU.
+
+    Into TORCH_EXTENSIONS_DIR; 1-2 minutes with a C++ compiler, seconds once it is there.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.ops import __compatible_ops__
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is not None and __compatible_ops__.get(builder.NAME, False):
+        builder.load(verbose=False)
+
+
 def _check_precision(values: Mapping[str, Any]) -> None:
     kind, stage = precision(values), zero_stage(values)
     if kind != "fp32" and stage == 0:
@@ -100,6 +114,9 @@ def _check_zero(values: Mapping[str, Any]) -> None:
         raise RecipeError(msg)
     if zero.get("zenflow"):
         msg = "DeepSpeed config: zenflow is not supported; remove it"
+        raise RecipeError(msg)
+    if not values.get("managed_gradient_accumulation", True):
+        msg = "DeepSpeed config: managed_gradient_accumulation must not be false; remove it"
         raise RecipeError(msg)
 
 
@@ -230,6 +247,10 @@ def _engine(learner: "nn.Module", optimizer: Any, values: Mapping[str, Any]) -> 
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls these every step, and each call would warn.
+    warnings.filterwarnings(
+        "ignore", r".*torch\.distributed\..* is deprecated", FutureWarning, r"torch\."
+    )
     trained = [p for p in learner.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=learner,

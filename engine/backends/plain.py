@@ -113,7 +113,7 @@ class PlainBackend:
 
     def backward(self, loss: Loss, count: "Tensor") -> None:
         """Add the gradient of ``total / count``; in fp32, whatever the precision of the pass."""
-        (loss.total / count.to(loss.total.dtype)).backward()  # type: ignore[no-untyped-call]  # torch's
+        (loss.total / count.to(loss.total.dtype)).backward()
         if not self._low_precision:
             return
         for name, parameter in self._trained():

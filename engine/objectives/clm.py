@@ -1,7 +1,7 @@
 """Causal language modelling (GPT, Llama): each token from those before it in its document."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ class CausalLanguageModelling(Config):
 
     name: Literal["clm"] = "clm"
 
-    def build(self, special: Mapping[str, Any], vocabulary_size: int) -> "CausalObjective":
+    def build(self, special: Mapping[str, int], vocabulary_size: int) -> "CausalObjective":
         """The objective; it needs nothing of the vocabulary."""
         del special, vocabulary_size
         return CausalObjective()

@@ -36,7 +36,7 @@ class MaskedLanguageModelling(Config):
             raise ValueError(msg)
         return self
 
-    def build(self, special: Mapping[str, Any], vocabulary_size: int) -> "MaskedObjective":
+    def build(self, special: Mapping[str, int], vocabulary_size: int) -> "MaskedObjective":
         """The objective over a vocabulary.
 
         Args:
@@ -52,17 +52,8 @@ class MaskedLanguageModelling(Config):
                 "objective mlm: the tokenizer has no mask token; use an encoder's, or objective clm"
             )
             raise DataError(msg)
-        ordinary = np.setdiff1d(np.arange(vocabulary_size, dtype=np.int32), _ids(special))
+        ordinary = np.setdiff1d(np.arange(vocabulary_size, dtype=np.int32), list(special.values()))
         return MaskedObjective(self, int(mask), ordinary)
-
-
-def _ids(special: Mapping[str, Any]) -> NDArray[np.int32]:
-    """Every id in the mapping; a role may have one, several or none."""
-    given = [value for value in special.values() if value is not None]
-    flat = [
-        item for value in given for item in (value if isinstance(value, list | tuple) else [value])
-    ]
-    return np.array(flat, dtype=np.int32)
 
 
 class MaskedObjective:
@@ -125,9 +116,10 @@ def target_logits(backbone: "nn.Module", tensors: Mapping[str, "Tensor"]) -> "Te
     config: Any = backbone.config
     head = _HEADS.get(config.model_type)
     if head is None:
-        return backbone(**inputs).logits.flatten(0, 1).index_select(0, tensors["at"])
+        logits: Tensor = backbone(**inputs).logits
+        return logits.flatten(0, 1).index_select(0, tensors["at"])
     model: Any = backbone
-    hidden = model.base_model(**inputs)[0].flatten(0, 1)
+    hidden: Tensor = model.base_model(**inputs)[0].flatten(0, 1)
     return head(model, hidden.index_select(0, tensors["at"]))
 
 

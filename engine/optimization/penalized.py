@@ -48,7 +48,8 @@ class PenalizedAdamW(torch.optim.AdamW):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._pull(parameter)
-        return super().step(closure)  # type: ignore[arg-type]  # of the overloads
+        loss: float | None = super().step(closure)
+        return loss
 
     def _pull(self, parameter: torch.Tensor) -> None:
         if not self._penalties:

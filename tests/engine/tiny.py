@@ -68,7 +68,7 @@ def learner(
     from engine.models import read_shape
 
     tokenizer = tokenizer_folder(folder / "tokenizer")
-    quiet = {name: 0.0 for name in dropouts(shape)}
+    quiet = dict.fromkeys(dropouts(shape), 0.0)
     values = read_shape(shape) | quiet | changes
     goal = objective(shape)
     config = RandomModel(shape=values, tokenizer=str(tokenizer))

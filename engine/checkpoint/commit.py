@@ -89,11 +89,15 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
 def write_json(path: Path, value: Mapping[str, Any]) -> FileRecord:
     """A JSON file for people and programs; CheckpointError if the value is not JSON."""
     try:
-        text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+        text = _rendered(value)
     except (TypeError, ValueError) as error:
         msg = f"{path.name}: state that JSON cannot hold: {error}"
         raise CheckpointError(msg) from error
-    return write_file(path, [text.encode()])
+    return write_file(path, [text])
+
+
+def _rendered(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
 def sync_folder(folder: Path) -> None:
@@ -160,6 +164,9 @@ def seal(folder: Path, facts: Mapping[str, Any], files: Iterable[FileRecord]) ->
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, believed only if its own digest agrees; CheckpointError with the reason."""
     path = folder / MANIFEST
+    if path.is_symlink():
+        msg = f"{path}: leads out of the checkpoint"
+        raise CheckpointError(msg)
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -170,11 +177,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(msg) from error
     try:
         body = json.loads(text)
+        as_written = _rendered(body)
         digest = body.pop("digest")
     except (ValueError, AttributeError, KeyError, TypeError):
         msg = f"{path}: damaged: no longer the JSON that was written"
         raise CheckpointError(msg) from None
-    if digest != _own_digest(body):
+    if digest != _own_digest(body) or text != as_written:
         msg = f"{path}: damaged: its content does not agree with its own digest"
         raise CheckpointError(msg)
     if body.get("format") != FORMAT:

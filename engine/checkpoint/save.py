@@ -171,7 +171,8 @@ def _discard(temporary: Path, ranks: Ranks) -> None:
 def _seen(temporary: Path, file: RankFile) -> RankFile:
     """The file, once rank 0 sees it whole; CheckpointError if hosts do not share the folder."""
     path = temporary / file.record.name
-    commit.sync_folder(temporary)
+    with commit.disk_errors(path):
+        commit.sync_folder(temporary)
     if not path.is_file() or path.stat().st_size != file.record.size:
         msg = (
             f"{path}: written by its rank but not seen by rank 0; "

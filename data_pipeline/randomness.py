@@ -18,5 +18,7 @@ def generator(seed: int, key: ExampleKey, purpose: int = 0) -> np.random.Generat
     mask = (1 << 64) - 1
     low = (seed & mask) ^ ((key.digest * 0x9E3779B97F4A7C15) & mask)
     # Word 0 is the one that counts up while numbers are drawn: it must start at 0 for everybody.
-    counter = [0, key.sample & mask, key.epoch & mask, purpose & mask]
-    return np.random.Generator(np.random.Philox(key=[low, key.digest & mask], counter=counter))
+    # Arrays: numpy takes a list with a number above 2**63 for doubles, and loses its last bits.
+    counter = np.array([0, key.sample & mask, key.epoch & mask, purpose & mask], np.uint64)
+    words = np.array([low, key.digest & mask], np.uint64)
+    return np.random.Generator(np.random.Philox(key=words, counter=counter))

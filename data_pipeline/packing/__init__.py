@@ -1,0 +1,21 @@
+"""Packing: which pieces of documents share a row. To add one: its file, then its name here."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from data_pipeline.packing.best_fit import BestFitPacking
+from data_pipeline.packing.cache import cached_plan
+from data_pipeline.packing.concatenate import ConcatenatePacking
+from data_pipeline.packing.plan import PackingPlan, RowShape
+
+Packing = Annotated[BestFitPacking | ConcatenatePacking, Field(discriminator="name")]
+
+__all__ = [
+    "BestFitPacking",
+    "ConcatenatePacking",
+    "Packing",
+    "PackingPlan",
+    "RowShape",
+    "cached_plan",
+]

@@ -1,0 +1,27 @@
+"""Streaming: which rows a run reads, in which order, on which rank; resumable by one number."""
+
+from data_pipeline.streaming.config import DataConfig, SkippedRows, SourceConfig, WeightChange
+from data_pipeline.streaming.cursor import Cursor
+from data_pipeline.streaming.describe import ReadRow, describe_steps
+from data_pipeline.streaming.mixture import Mixture
+from data_pipeline.streaming.order import IndexRange, Order, Picks, slice_of_step
+from data_pipeline.streaming.permutation import permute
+from data_pipeline.streaming.stream import FixedRows, TokenStream
+
+__all__ = [
+    "Cursor",
+    "DataConfig",
+    "FixedRows",
+    "IndexRange",
+    "Mixture",
+    "Order",
+    "Picks",
+    "ReadRow",
+    "SkippedRows",
+    "SourceConfig",
+    "TokenStream",
+    "WeightChange",
+    "describe_steps",
+    "permute",
+    "slice_of_step",
+]

@@ -1,0 +1,216 @@
+"""The token stream of a run: any rows of its order at once, with no state but an index."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from configs.errors import RecipeError
+from data_pipeline.example import Example
+from data_pipeline.packing import BestFitPacking, Packing
+from data_pipeline.randomness import keyed
+from data_pipeline.shards import ShardedDataset, TokenizerRecord, Verify
+from data_pipeline.streaming.config import DataConfig
+from data_pipeline.streaming.cursor import Cursor, SourceState
+from data_pipeline.streaming.order import ORDER_VERSION, Order, Picks
+from data_pipeline.streaming.permutation import permute
+from data_pipeline.streaming.rows import PackedSource, RowReader
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStream:
+    """Packed rows of a mixture, addressed by global index. Safe to read from several threads.
+
+    Attributes:
+        config: what the recipe says.
+        order: which row is at a global index.
+        reader: rows -> examples.
+    """
+
+    config: DataConfig
+    order: Order
+    reader: RowReader
+
+    @classmethod
+    def open(
+        cls,
+        config: DataConfig,
+        locate: Callable[[str], Path],
+        seed: int,
+        cache: Path | None = None,
+        verify: Verify = "sizes",
+    ) -> "TokenStream":
+        """Open and check every source.
+
+        Args:
+            config: sources, weights, row length, packing.
+            locate: location of a shard folder -> its path.
+            seed: of the order.
+            cache: folder of packing plans; None makes them afresh.
+            verify: ``digests`` hashes every byte of the shards before one is used.
+
+        Raises:
+            DataError: a damaged shard, or sources made by different tokenizers.
+            RecipeError: the same data twice, or rows too short for the special tokens.
+        """
+        data = {
+            name: ShardedDataset.open(locate(source.shards), verify)
+            for name, source in config.sources.items()
+        }
+        _require_one_tokenizer(data)
+        _require_distinct(data)
+        packed = tuple(
+            PackedSource.open(each, config.packing, config.length, cache) for each in data.values()
+        )
+        order = Order(
+            seed,
+            tuple(len(source) for source in packed),
+            tuple(source.data.fingerprint for source in packed),
+            config.mixture(),
+            config.skipped(),
+        )
+        return cls(config, order, RowReader.of(packed, config.length))
+
+    @property
+    def sources(self) -> list[str]:
+        """Names, in the recipe's order: what ``ExampleKey.source`` counts."""
+        return list(self.config.sources)
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows of each source: one epoch of it."""
+        return list(self.order.sizes)
+
+    @property
+    def length(self) -> int:
+        """Tokens a row."""
+        return self.reader.length
+
+    @property
+    def tokenizer(self) -> TokenizerRecord:
+        """The tokenizer behind all sources."""
+        return self.reader.tokenizer
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Largest id + 1."""
+        return self.tokenizer.vocabulary_size
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Digest of the tokenizer that made the shards."""
+        return self.tokenizer.sha256
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Ids by role: mask, pad, cls, sep, unk, bos, eos, as far as the tokenizer has them."""
+        return dict(self.tokenizer.special)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of all that decides which row stands where: data, packing, seed, mixture."""
+        values = self.cursor(0).to_json()
+        for source in values["sources"]:
+            del source["name"]
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def examples(self, start: int, stop: int) -> list[Example]:
+        """The rows at global indices start up to, not including, stop."""
+        return self.examples_at(np.arange(start, stop))
+
+    def examples_at(self, indices: ArrayLike) -> list[Example]:
+        """The rows at any global indices, int [n]."""
+        return self.reader.read(self.order(indices))
+
+    def cursor(self, index: int) -> Cursor:
+        """The place where the rows before global index ``index`` have been consumed."""
+        states = zip(self.sources, self.order.digests, self.order.sizes, strict=True)
+        return Cursor(
+            index=index,
+            order_version=ORDER_VERSION,
+            seed=self.order.seed,
+            length=self.length,
+            packing=self.config.packing.identity,
+            block=self.order.mixture.block,
+            sources=tuple(SourceState(*state) for state in states),
+            phases=self.order.mixture.phases,
+            skip=self.order.skip,
+        )
+
+    def resume(self, cursor: Cursor) -> int:
+        """The global index to go on from; CheckpointError naming what differs from this stream."""
+        cursor.require_same_order(self.cursor(cursor.index))
+        return cursor.index
+
+
+@dataclass(frozen=True, slots=True)
+class FixedRows:
+    """A fixed sample of a set's rows, for validation: always the same, in epoch 0, as source 0.
+
+    Attributes:
+        reader: rows -> examples.
+        picks: the sample, spread over the whole set by a permutation of its own.
+    """
+
+    reader: RowReader
+    picks: Picks
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        length: int,
+        rows: int,
+        packing: Packing = BestFitPacking(),  # noqa: B008 -- frozen
+        cache: Path | None = None,
+    ) -> "FixedRows":
+        """Choose ``rows`` rows of a shard folder, or all when it has no more than that."""
+        source = PackedSource.open(ShardedDataset.open(folder), packing, length, cache)
+        count = min(rows, len(source))
+        sample = permute(np.arange(count), len(source), keyed(0, "fixed", source.data.fingerprint))
+        nought = np.zeros(count, np.int64)
+        return cls(RowReader.of((source,), length), Picks(nought, nought, sample))
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.picks.sample)
+
+    @property
+    def tokenizer(self) -> TokenizerRecord:
+        """The tokenizer that made the set."""
+        return self.reader.tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the set it is taken from."""
+        return self.reader.sources[0].data.fingerprint
+
+    def examples(self, start: int, stop: int) -> list[Example]:
+        """The rows from number start up to, not including, stop."""
+        part = slice(start, stop)
+        picks = self.picks
+        return self.reader.read(Picks(picks.source[part], picks.epoch[part], picks.sample[part]))
+
+
+def _require_one_tokenizer(data: dict[str, ShardedDataset]) -> None:
+    first, *others = data
+    known = data[first].manifest.tokenizer
+    for name in others:
+        data[name].require_tokenizer(known.sha256, f"that of source '{first}'")
+
+
+def _require_distinct(data: dict[str, ShardedDataset]) -> None:
+    seen: dict[str, str] = {}
+    for name, each in data.items():
+        twin = seen.setdefault(each.fingerprint, name)
+        if twin != name:
+            msg = (
+                f"data.sources: '{twin}' and '{name}' are the same data ({each.folder}, digest "
+                f"{each.fingerprint[:16]}): it would be read twice; give one of them both weights"
+            )
+            raise RecipeError(msg)

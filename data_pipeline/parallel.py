@@ -19,11 +19,19 @@ AHEAD = 3
 class Workers:
     """Some processes, or this one alone when there is but one."""
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, at_start: Callable[[], None] | None = None) -> None:
+        """Start them.
+
+        Args:
+            processes: how many; 1 means this one.
+            at_start: called in each process that is started, before its first work.
+        """
         self.processes = processes
         # Started afresh: a fork would copy locks that threads of this process may hold.
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(processes, context) if processes > 1 else None
+        self._pool: ProcessPoolExecutor | None = None
+        if processes > 1:
+            self._pool = ProcessPoolExecutor(processes, context, initializer=at_start)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """``function`` of each item, in order; function, items and results must be picklable."""

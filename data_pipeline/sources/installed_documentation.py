@@ -49,6 +49,11 @@ class InstalledDocumentation(DocumentSource):
         del locate
         return [file for package in self.packages for file in _package_files(package)]
 
+    def check(self, locate: Locate) -> None:
+        del locate
+        for package in self.packages:
+            _roots(package)
+
     def parts(self, locate: Locate) -> list[Part]:
         del locate
         parts: list[Part] = []
@@ -93,9 +98,19 @@ class _Found:
 
 def _package_files(package: str) -> list[SourceFile]:
     """Its ``.py`` files in order of their names, tests left out."""
+    files: list[SourceFile] = []
+    for root in _roots(package):
+        files += _tree(root, package) if root.is_dir() else [SourceFile(root, f"{package}.py")]
+    if not files:
+        msg = f"installed_documentation: package '{package}' has no Python source; take it out"
+        raise DataError(msg)
+    return files
+
+
+def _roots(package: str) -> list[Path]:
+    """The folders of a package, or the one file of a module; nothing is imported."""
     if package == STDLIB:
-        folder = Path(sysconfig.get_path("stdlib"))
-        return _tree(folder, STDLIB)
+        return [Path(sysconfig.get_path("stdlib"))]
     spec = importlib.util.find_spec(package)
     if spec is None:
         msg = (
@@ -103,14 +118,9 @@ def _package_files(package: str) -> list[SourceFile]:
             f"{sys.executable}; install it, or take it out of `packages`"
         )
         raise DataError(msg)
-    folders = sorted(map(Path, spec.submodule_search_locations or ()))
-    files = [file for folder in folders for file in _tree(folder, package)]
-    if not folders and spec.origin and spec.origin.endswith(".py"):
-        files = [SourceFile(Path(spec.origin), f"{package}.py")]
-    if not files:
-        msg = f"installed_documentation: package '{package}' has no Python source; take it out"
-        raise DataError(msg)
-    return files
+    if spec.submodule_search_locations:
+        return sorted(map(Path, spec.submodule_search_locations))
+    return [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []
 
 
 def _tree(folder: Path, prefix: str) -> list[SourceFile]:

@@ -61,6 +61,10 @@ class DocumentSource(Config, ABC):
     def files(self, locate: Locate) -> list[SourceFile]:
         """The files it reads, in order; DataError when there are none."""
 
+    def check(self, locate: Locate) -> None:
+        """DataError when there is nothing to read, as far as that is told quickly."""
+        self.files(locate)
+
     @abstractmethod
     def parts(self, locate: Locate) -> list[Part]:
         """Its documents in shares that several processes can read at once."""

@@ -1,7 +1,7 @@
 """Texts to ids and annotations, many at a time."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LONGEST_PIECE = 1 << 18
 """Characters. A longer text is cut between lines and tokenised in pieces: it bounds memory."""
+BATCH = 1 << 19
+"""Characters that the library is given at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +66,29 @@ class Encoder:
             texts: without surrogates.
         """
         pieces = [list(_pieces(text)) for text in texts]
-        flat = list(chain.from_iterable(pieces))
-        encodings = self._backend.encode_batch(flat, add_special_tokens=False)
-        counts = np.array([len(encoding) for encoding in encodings], np.int64)
+        batches = [self._encode(batch) for batch in _batches(chain.from_iterable(pieces))]
+        counts = np.concatenate([batch.lengths for batch in batches] or [np.zeros(0, np.int32)])
+        owner = np.repeat(np.arange(len(texts)), [len(group) for group in pieces])
+        lengths = np.bincount(owner, counts, len(texts)).astype(np.int32)
+        nothing = Encoded(np.zeros(0, self.dtype), lengths, np.zeros(0, np.uint8))
+        return Encoded(
+            np.concatenate([batch.tokens for batch in (nothing, *batches)]),
+            lengths,
+            np.concatenate([batch.annotations for batch in (nothing, *batches)]),
+        )
+
+    def _encode(self, texts: Sequence[str]) -> Encoded:
+        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        counts = np.array([len(encoding) for encoding in encodings], np.int32)
         ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int64, counts.sum())
-        lengths = [
-            sum(len(next_piece) for next_piece in group) for group in _like(pieces, encodings)
-        ]
-        annotations = self._annotate(flat, encodings, counts, ids)
-        return Encoded(ids.astype(self.dtype), np.array(lengths, np.int32), annotations)
+        annotations = self._annotate(texts, encodings, counts, ids)
+        return Encoded(ids.astype(self.dtype), counts, annotations)
 
     def _annotate(
         self,
         texts: Sequence[str],
         encodings: "Sequence[Encoding]",
-        counts: NDArray[np.int64],
+        counts: NDArray[np.int32],
         ids: NDArray[np.int64],
     ) -> NDArray[np.uint8]:
         over = characters(texts)
@@ -98,23 +108,26 @@ class Encoder:
 def _continuations(
     model: dict[str, Any], vocabulary: dict[str, int], size: int
 ) -> NDArray[np.bool_] | None:
-    """bool [vocabulary]: ids that go on with a word, where the model itself says so."""
+    """Bool [vocabulary]: ids that go on with a word, where the model itself says so."""
     prefix = model.get("continuing_subword_prefix")
     if model.get("type") != "WordPiece" or not prefix:
         return None
     continues = np.zeros(size, np.bool_)
     continues[[i for token, i in vocabulary.items() if token.startswith(prefix)]] = True
-    # The bare prefix's own characters can also be a word ("##" as text is two signs).
     return continues
 
 
-def _like(
-    groups: Sequence[Sequence[Any]], items: "Sequence[Encoding]"
-) -> "Iterator[list[Encoding]]":
-    """``items`` in groups of the sizes of ``groups``."""
-    rest = iter(items)
-    for group in groups:
-        yield [next(rest) for _ in group]
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _pieces(text: str) -> Iterator[str]:

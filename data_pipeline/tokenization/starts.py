@@ -51,18 +51,21 @@ class Characters:
         codes: uint32 [characters], code points.
         texts: the texts.
         starts: int64 [texts], where each begins.
+        opening: the starts of those that are not empty.
     """
 
     codes: NDArray[np.uint32]
     texts: Sequence[str]
     starts: NDArray[np.int64]
+    opening: NDArray[np.int64]
 
 
 def characters(texts: Sequence[str]) -> Characters:
     """Lay texts end to end; none may hold surrogates."""
     lengths = np.array([len(text) for text in texts], np.int64)
     codes = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
-    return Characters(codes, texts, np.cumsum(lengths) - lengths)
+    starts = np.cumsum(lengths) - lengths
+    return Characters(codes, texts, starts, starts[lengths > 0])
 
 
 def word_starts(over: Characters) -> Starts:
@@ -74,7 +77,7 @@ def word_starts(over: Characters) -> Starts:
     kinds = _kinds_by_code()[over.codes]
     before = np.empty_like(kinds)
     before[1:] = kinds[:-1]
-    before[over.starts] = SPACE + 255  # like nothing else: every text starts something
+    before[over.opening] = 255  # like nothing else: every text starts something
     changed = kinds != before
     visible = (kinds == SINGLE) | (changed & (kinds == WORD))
     blank = _blank_before(over, visible)
@@ -84,8 +87,8 @@ def word_starts(over: Characters) -> Starts:
 
 
 def sentence_starts(over: Characters) -> Starts:
-    """After . ! ? and space unless a small letter follows, after their CJK forms, and paragraphs."""
-    places = [start for start, text in zip(over.starts.tolist(), over.texts, strict=True) if text]
+    """After . ! ? and space unless a small letter follows; after their CJK forms; paragraphs."""
+    places = over.opening.tolist()
     for start, text in zip(over.starts.tolist(), over.texts, strict=True):
         places += [start + m.end() for m in _SENTENCE_ENDS.finditer(text) if _opens(text, m)]
     first = np.zeros(len(over.codes), np.bool_)
@@ -132,8 +135,7 @@ def _blank_before(over: Characters, first: NDArray[np.bool_]) -> NDArray[np.bool
     """Blanks that stand right before a place, within the same text."""
     blank = np.zeros(len(first), np.bool_)
     blank[:-1] = first[1:] & (over.codes[:-1] == ord(" "))
-    ends = over.starts[over.starts > 0] - 1
-    blank[ends] = False
+    blank[over.opening[1:] - 1] = False
     return blank
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from configs.deepspeed_json import BatchPlan, batch_plan, precision, read_deepspeed, zero_stage
-from configs.errors import RecipeError
+from configs.errors import RecipeError, ResourceError
 from configs.schema import Config
 from data_pipeline.randomness import keyed
 from engine.protocols import Batch, Fragment, Loss, ReadRange, WeightPenalty
@@ -245,8 +245,16 @@ _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis
 def _engine(learner: "nn.Module", optimizer: Any, values: Mapping[str, Any]) -> Any:
     """A DeepSpeed engine; it sees a copy of the values, as it writes into them."""
     import deepspeed
+    from deepspeed.accelerator import get_accelerator
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    device = get_accelerator()
+    usable = {"fp16": device.is_fp16_supported, "bf16": device.is_bf16_supported}
+    kind = precision(values)
+    if kind != "fp32" and not usable[kind]():
+        msg = f"DeepSpeed config: this {device.device_name()} does not support {kind}"
+        raise ResourceError(msg)
+    # While it starts it reports every setting, and warns of the optimizer that is ours by design.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls these every step, and each call would warn.
     warnings.filterwarnings(
         "ignore", r".*torch\.distributed\..* is deprecated", FutureWarning, r"torch\."
@@ -258,4 +266,5 @@ def _engine(learner: "nn.Module", optimizer: Any, values: Mapping[str, Any]) -> 
         model_parameters=trained,
         config=copy.deepcopy(dict(values)),
     )
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return engine

@@ -8,7 +8,7 @@ from configs.errors import RecipeError
 from configs.schema import Config
 from data_pipeline.packing import BestFitPacking, Packing
 from data_pipeline.streaming.mixture import Mixture
-from data_pipeline.streaming.order import IndexRange
+from data_pipeline.streaming.order import IndexRange, require_ascending
 
 
 class SourceConfig(Config):
@@ -52,6 +52,7 @@ class DataConfig(Config):
                 raise ValueError(msg)
         try:
             self.mixture()
+            require_ascending(self.skipped())
         except RecipeError as error:
             raise ValueError(str(error)) from error
         return self

@@ -57,12 +57,7 @@ class Order:
     skip: tuple[IndexRange, ...] = ()
 
     def __post_init__(self) -> None:
-        stops = [0]
-        for span in self.skip:
-            if not stops[-1] <= span.start < span.stop:
-                msg = f"skip: {[list(span) for span in self.skip]}; expected ascending ranges apart"
-                raise RecipeError(msg)
-            stops.append(span.stop)
+        require_ascending(self.skip)
 
     def __call__(self, indices: ArrayLike) -> Picks:
         """The picks at global indices, int [n] from 0 up, in any order."""
@@ -78,12 +73,6 @@ class Order:
         sample = permute(place, size, self._keys(drawn.source, epoch))
         return Picks(drawn.source, epoch, sample)
 
-    def raw(self, index: int) -> int:
-        """The global index in the numbering without any skip."""
-        for span in self.skip:
-            index += span.stop - span.start if index >= span.start else 0
-        return index
-
     def _keys(self, source: NDArray[np.int64], epoch: NDArray[np.int64]) -> NDArray[np.uint64]:
         """One key for each (source, epoch); a batch holds few of them."""
         count = len(self.sizes)
@@ -93,6 +82,16 @@ class Order:
             for pair in pairs.tolist()
         ]
         return np.array(keys, np.uint64)[inverse]
+
+
+def require_ascending(ranges: tuple[IndexRange, ...]) -> None:
+    """RecipeError unless the ranges to skip are ascending, apart and not empty."""
+    end = 0
+    for span in ranges:
+        if not end <= span.start < span.stop:
+            msg = f"skip: {[list(span) for span in ranges]}; expected ascending ranges apart"
+            raise RecipeError(msg)
+        end = span.stop
 
 
 def slice_of_step(step: int, global_batch: int, rank: int, world: int) -> IndexRange:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from configs.errors import RecipeError
+from configs.errors import DataError, RecipeError
 from data_pipeline.example import Example
 from data_pipeline.packing import BestFitPacking, Packing
 from data_pipeline.randomness import keyed
@@ -202,6 +202,16 @@ def _require_one_tokenizer(data: dict[str, ShardedDataset]) -> None:
     known = data[first].manifest.tokenizer
     for name in others:
         data[name].require_tokenizer(known.sha256, f"that of source '{first}'")
+        # The digest covers which ids a text gets, not what stands around it.
+        own = data[name].manifest.tokenizer
+        for part in ("special", "prefix", "suffix"):
+            if getattr(own, part) != getattr(known, part):
+                msg = (
+                    f"{data[name].folder}: {part} tokens of source '{name}' are "
+                    f"{getattr(own, part)}, those of source '{first}' {getattr(known, part)}; "
+                    "prepare both with the same tokenizer"
+                )
+                raise DataError(msg)
 
 
 def _require_distinct(data: dict[str, ShardedDataset]) -> None:

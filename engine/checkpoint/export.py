@@ -100,7 +100,8 @@ def export_model(  # noqa: PLR0913, PLR0917 -- what the caller has in hand after
     module: LearnerModule = learner  # type: ignore[assignment]  # nn.Module hides its attributes
     tokens = _probe(probe, module.backbone)
     trained = _answer(module.backbone, tokens)
-    model = adaptation.merge(module.backbone)
+    model: Any = adaptation.merge(module.backbone)
+    _require_ties(model)
     with commit.disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         commit.remove_leftovers(folder.parent, folder.name)
@@ -215,7 +216,8 @@ def _auto_class(model: Any) -> str:
 def _write(model: Any, tokenizer: Any, folder: Path) -> None:
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
     commit.require_space(folder, needed)
-    model.save_pretrained(folder)
+    with _quiet():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -262,6 +264,7 @@ def _load(folder: Path, auto_class: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
+    """Without the progress bars that transformers draws on stderr."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -286,6 +289,16 @@ def _compare_weights(model: "nn.Module", loaded: "nn.Module") -> None:
         raise CheckpointError(msg)
     if ties(model) != ties(loaded):
         msg = f"export: tied weights were {ties(model)}, loaded back they are {ties(loaded)}"
+        raise CheckpointError(msg)
+
+
+def _require_ties(model: Any) -> None:
+    """A tie lost on the way would export the input model's weights on one side of it."""
+    head = model.get_output_embeddings()
+    if head is None or not getattr(model.config, "tie_word_embeddings", False):
+        return
+    if head.weight is not model.get_input_embeddings().weight:
+        msg = "export: the config ties the vocabulary's embeddings, the learner no longer does"
         raise CheckpointError(msg)
 
 

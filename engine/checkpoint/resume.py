@@ -42,8 +42,13 @@ class Checkpoint:
         return FragmentStore(self.folder)
 
     def restore(self, backend: "Backend") -> Progress:
-        """Fill a freshly built backend; the next step is the one after this checkpoint's."""
+        """Fill a freshly built backend; the next step is the one after this checkpoint's.
+
+        Raises:
+            CheckpointError: parameters, shapes or optimizer states are not those of this run.
+        """
         store = self.store()
+        _require_same_model(store, backend)
         backend.load_fragments(store.read, store.state_keys, self.step)
         backend.load_extra_state(self.backend_state)
         return Progress(self.step)
@@ -101,6 +106,24 @@ def _read(folder: Path) -> Checkpoint:
         record["state"],
         record["backend"],
     )
+
+
+def _require_same_model(store: FragmentStore, backend: "Backend") -> None:
+    """A range of another shape would read without an error, and be nonsense."""
+    trained = {name for name, p in backend.learner.named_parameters() if p.requires_grad}
+    if strangers := sorted(trained ^ set(store.names)):
+        msg = (
+            f"{store.folder}: made with another model or adaptation: {strangers[0]} "
+            f"({len(strangers)} such) is only in one of the two"
+        )
+        raise CheckpointError(msg)
+    for piece in backend.fragments():
+        if tuple(piece.shape) != store.shape(piece.name):
+            msg = (
+                f"{store.folder}: made with another model: {piece.name} is "
+                f"{store.shape(piece.name)} there and {tuple(piece.shape)} here"
+            )
+            raise CheckpointError(msg)
 
 
 def _of_recipe(found: Checkpoint, fingerprint: str) -> Checkpoint:

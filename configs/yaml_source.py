@@ -12,6 +12,7 @@ import yaml
 from configs.errors import RecipeError
 
 Key = str | int
+_LARGEST, _DEEPEST = 100_000, 50
 
 
 class _Loader(yaml.SafeLoader):
@@ -135,7 +136,20 @@ def _construct(path: Path, text: str) -> dict[str, Any]:
     except ValueError as error:
         msg = f"{path}: a value that YAML cannot read: {error}"
         raise RecipeError(msg) from None
-    return dict(values)
+    return dict(_unshare(path, values, [0]))
+
+
+def _unshare(path: Path, value: Any, count: list[int], depth: int = 0) -> Any:
+    """A copy in which no two places are one object, so that an override reaches one place only."""
+    count[0] += 1
+    if count[0] > _LARGEST or depth > _DEEPEST:
+        msg = f"{path}: aliases (*name) that grow beyond {_LARGEST} values or {_DEEPEST} levels"
+        raise RecipeError(msg)
+    if isinstance(value, dict):
+        return {key: _unshare(path, below, count, depth + 1) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_unshare(path, below, count, depth + 1) for below in value]
+    return value
 
 
 def _broken(path: Path, error: yaml.YAMLError) -> RecipeError:

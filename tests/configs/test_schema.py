@@ -221,3 +221,25 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, said: str) -> 
     message = complaint(written(tmp_path, GOOD), override)
     assert message.startswith("command line: ")
     assert said in message
+
+
+def test_an_override_below_an_alias_changes_one_place_only(tmp_path: Path) -> None:
+    text = GOOD.replace("objective:\n", "objective: &shared\n")
+    text = text.replace("    task:\n      name: mlm\n", "    task: *shared\n")
+    chain = load(written(tmp_path, text), Chain, ["stages.rows.task.masking.rate=0.5"])
+    base, rows = chain.stages["base"], chain.stages["rows"]
+    assert isinstance(base, Train)
+    assert isinstance(base.objective, Mlm)
+    assert isinstance(rows, Task)
+    assert (base.objective.masking.rate, rows.task.masking.rate) == (0.1, 0.5)
+
+
+@pytest.mark.parametrize("bomb", ["a: &a [*a]\n", "a: &a {b: *a}\n"])
+def test_aliases_that_never_end_are_refused(tmp_path: Path, bomb: str) -> None:
+    assert "aliases" in complaint(written(tmp_path, bomb))
+
+
+def test_aliases_that_multiply_are_refused(tmp_path: Path) -> None:
+    lines = ["l0: &l0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 8)]
+    assert "aliases" in complaint(written(tmp_path, "\n".join(lines)))

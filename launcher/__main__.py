@@ -1,0 +1,5 @@
+"""``python -m launcher`` is ``onward``."""
+
+from launcher.cli import main
+
+main()

@@ -1,0 +1,256 @@
+"""Where each stage of a chain stands, and the step from one state to the next."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from configs.errors import CheckpointError, DataError, OnwardError, RecipeError
+from configs.stage import Artifact, StageConfig, StageContext
+from configs.yaml_source import nearest
+from launcher.interruption import Interrupted
+from launcher.links import ChainRecipe, inputs_of
+from launcher.run_folder import Failure, RunFolder, Status, now
+
+State = Literal["open", "waiting", "unfinished", "done", "foreign"]
+_SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a run folder holds of a stage, against what the recipe asks for.
+
+    Attributes:
+        state: ``open``: nothing is there. ``waiting``: an input is not done. ``unfinished``: it
+            was begun with this key. ``done``: with this key. ``foreign``: begun with another.
+        key: the key that the recipe gives it; None while an input is not done.
+        inputs: the inputs that are done.
+        changes: what a foreign one differs in.
+        artifact: what it handed on, if done.
+    """
+
+    state: State
+    key: str | None
+    inputs: Mapping[str, Artifact]
+    changes: tuple[str, ...] = ()
+    artifact: Artifact | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Which stages to run (none named: all), and which to make anew."""
+
+    stages: tuple[str, ...] = ()
+    redo: frozenset[str] = frozenset()
+
+
+def survey(recipe: ChainRecipe, run: RunFolder) -> dict[str, Standing]:
+    """Where every stage stands, in the recipe's order; reads status files alone."""
+    found: dict[str, Standing] = {}
+    for name in recipe.stages:
+        found[name] = _stand(recipe, run, name, found)
+    return found
+
+
+def _stand(
+    recipe: ChainRecipe, run: RunFolder, name: str, found: Mapping[str, Standing]
+) -> Standing:
+    stage: StageConfig = recipe.stages[name]
+    needed = inputs_of(stage)
+    made = {other: found[other].artifact for other in needed}
+    inputs = {other: artifact for other, artifact in made.items() if artifact is not None}
+    complete = len(inputs) == len(needed)
+    key = stage_key(stage, recipe.seed, inputs) if complete else None
+    try:
+        status = run.status(name)
+    except CheckpointError:
+        return Standing("foreign", key, inputs, ("its status.json cannot be read",))
+    if status is None:
+        return Standing("open" if complete else "waiting", key, inputs)
+    changes = tuple(_changes(status, stage, recipe.seed, inputs))
+    if changes or (key is not None and status.key != key):
+        return Standing("foreign", key, inputs, changes or ("the key itself",))
+    if not complete:
+        return Standing("waiting", key, inputs)
+    if status.state != "done" or status.fingerprint is None:
+        return Standing("unfinished", key, inputs)
+    artifact = Artifact(run.stage(name), status.fingerprint)
+    return Standing("done", key, inputs, artifact=artifact)
+
+
+def stage_key(stage: StageConfig, seed: int, inputs: Mapping[str, Artifact]) -> str:
+    """Hash of what a stage's result depends on: config, code version, seed, inputs."""
+    facts = {
+        "config": stage.model_dump(mode="json"),
+        "version": stage.VERSION,
+        "seed": seed,
+        "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
+    }
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _changes(
+    status: Status, stage: StageConfig, seed: int, inputs: Mapping[str, Artifact]
+) -> Iterator[str]:
+    if status.seed != seed:
+        yield f"seed: {status.seed} -> {seed}"
+    if status.version != stage.VERSION:
+        yield f"the code of this kind of stage: version {status.version} -> {stage.VERSION}"
+    before, after = _flat(status.config), _flat(stage.model_dump(mode="json"))
+    for key in dict.fromkeys([*before, *after]):
+        old, new = before.get(key, "absent"), after.get(key, "absent")
+        if old != new:
+            yield f"{key}: {old} -> {new}"
+    for name, artifact in inputs.items():
+        old = status.inputs.get(name, "absent")
+        if name in status.inputs and old != artifact.fingerprint:
+            yield f"stage '{name}' made something else: {old[:12]} -> {artifact.fingerprint[:12]}"
+
+
+def _flat(value: Any, path: str = "") -> dict[str, str]:
+    if isinstance(value, Mapping) and value:
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list | tuple) and value:
+        items = enumerate(value)
+    else:
+        return {path: json.dumps(value)}
+    found: dict[str, str] = {}
+    for key, below in items:
+        found |= _flat(below, f"{path}.{key}" if path else str(key))
+    return found
+
+
+def select(recipe: ChainRecipe, run: RunFolder, request: Request) -> list[str]:
+    """The stages to work on, in order; done ones among them are skipped later.
+
+    Raises:
+        RecipeError: a stage that is not in the recipe.
+        DataError: a named stage whose inputs are neither done nor named.
+        CheckpointError: the run folder holds results of another recipe.
+    """
+    for name in (*request.stages, *sorted(request.redo)):
+        if name not in recipe.stages:
+            msg = f"no stage '{name}' in this recipe; {nearest(name, recipe.stages)}"
+            raise RecipeError(msg)
+    chosen = [name for name in recipe.stages if not request.stages or name in request.stages]
+    standings = survey(recipe, run)
+    refuse_foreign(run, standings, set(chosen) - replaceable(recipe, request.redo))
+    for name in chosen:
+        _refuse_missing_inputs(recipe, standings, name, chosen)
+    return chosen
+
+
+def replaceable(recipe: ChainRecipe, redo: Iterable[str]) -> set[str]:
+    """The stages to make anew, and all that are built on them."""
+    found = set(redo)
+    for name, stage in recipe.stages.items():
+        if found.intersection(inputs_of(stage)):
+            found.add(name)
+    return found
+
+
+def refuse_foreign(run: RunFolder, standings: Mapping[str, Standing], names: Iterable[str]) -> None:
+    """CheckpointError that tells what changed, if one of the stages is another recipe's."""
+    wanted = set(names)
+    foreign = {n: s for n, s in standings.items() if n in wanted and s.state == "foreign"}
+    if not foreign:
+        return
+    lines = []
+    for name, standing in foreign.items():
+        lines.append(f"{run.stage(name)}: made with another recipe; what changed:")
+        lines += [f"    {change}" for change in standing.changes[:_SHOWN]]
+        if len(standing.changes) > _SHOWN:
+            lines.append(f"    and {len(standing.changes) - _SHOWN} more")
+    redo = " ".join(f"--redo {name}" for name in foreign)
+    lines.append(f"Give {redo} to discard and make anew, or output=FOLDER to start another run.")
+    raise CheckpointError("\n".join(lines))
+
+
+def _refuse_missing_inputs(
+    recipe: ChainRecipe, standings: Mapping[str, Standing], name: str, chosen: Sequence[str]
+) -> None:
+    for needed in inputs_of(recipe.stages[name]):
+        if needed not in chosen and standings[needed].state != "done":
+            msg = (
+                f"stage {name} reads from stage {needed}, which is not done; "
+                f"run it first, or name both: {needed} {name}"
+            )
+            raise DataError(msg)
+
+
+def context_for_check(
+    recipe: ChainRecipe, run: RunFolder, name: str, standing: Standing
+) -> StageContext:
+    """What a stage may know before its inputs are all made; its folder may not exist."""
+    status = run.status(name)
+    key = standing.key or (status.key if status else "")
+    return StageContext(name, run.stage(name), recipe.seed, key, standing.inputs)
+
+
+def check(recipe: ChainRecipe, run: RunFolder, names: Iterable[str]) -> None:
+    """Let every stage that is not done check what it can; writes nothing."""
+    standings = survey(recipe, run)
+    for name in names:
+        if standings[name].state not in {"done", "foreign"}:
+            recipe.stages[name].check(context_for_check(recipe, run, name, standings[name]))
+
+
+def enter(
+    recipe: ChainRecipe, run: RunFolder, name: str, replace: Iterable[str] = ()
+) -> StageContext | None:
+    """Mark a stage as running and give its context; None if it is done already.
+
+    A foreign one is discarded if ``replace`` names it, and refused otherwise.
+    """
+    standings = survey(recipe, run)
+    if standings[name].state == "foreign" and name in set(replace):
+        run.discard(name)
+        standings = survey(recipe, run)
+    refuse_foreign(run, standings, [name])
+    standing = standings[name]
+    if standing.state == "done":
+        return None
+    if standing.key is None:
+        _refuse_missing_inputs(recipe, standings, name, [name])
+        msg = f"stage {name}: an input is not done"
+        raise DataError(msg)
+    stage: StageConfig = recipe.stages[name]
+    status = Status(
+        state="running",
+        key=standing.key,
+        started=now(),
+        inputs={other: artifact.fingerprint for other, artifact in standing.inputs.items()},
+        config=stage.model_dump(mode="json"),
+        version=stage.VERSION,
+        seed=recipe.seed,
+    )
+    run.write_status(name, status)
+    return StageContext(name, run.stage(name), recipe.seed, standing.key, standing.inputs)
+
+
+def finish(run: RunFolder, name: str, fingerprint: str) -> None:
+    """Mark a stage as done with what it made."""
+    status = run.status(name)
+    if status is None:
+        msg = f"{run.stage(name)}: its status.json was removed while it ran"
+        raise CheckpointError(msg)
+    done = {
+        "state": "done",
+        "fingerprint": fingerprint,
+        "finished": now(),
+        "outputs": run.outputs(name),
+    }
+    run.write_status(name, status.model_copy(update=done))
+
+
+def fail(run: RunFolder, name: str, error: BaseException) -> None:
+    """Mark a running stage as failed; anything else is left as it is."""
+    status = run.status(name)
+    if status is None or status.state != "running":
+        return
+    code = error.exit_code if isinstance(error, OnwardError | Interrupted) else 1
+    failure = Failure(kind=type(error).__name__, message=str(error), exit_code=code)
+    update = {"state": "failed", "finished": now(), "error": failure}
+    run.write_status(name, status.model_copy(update=update))

@@ -1,0 +1,307 @@
+"""The command line. Verbs import what they need when they run, so that help answers at once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from configs.errors import OnwardError, RecipeError
+
+if TYPE_CHECKING:
+    from launcher.conduct import Conductor
+    from launcher.recipe import Recipe
+
+app = typer.Typer(
+    name="onward",
+    help="Continued pretraining, exactly: raw text to a significance-tested answer.",
+    epilog="Exit codes: 0 done, 2 recipe or usage, 3 data, 4 checkpoint, 5 processes lost, "
+    "6 numerical, 7 resources, 75 stopped and resumable, 130 and 143 stopped by a signal, 1 other.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[STAGE ...] [KEY=VALUE ...]",
+        help="Stages to run (none: all), and settings such as stages.base.steps=200.",
+    ),
+]
+RunFolderPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON on stdout.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes on this machine. Default: one a GPU; 2 without GPUs."),
+]
+Hostfile = Annotated[
+    Path | None, typer.Option(help="Run on these machines: lines of 'NAME slots=N'.")
+]
+MasterPort = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="Port of rank 0. Default: a free one.")
+]
+Redo = Annotated[
+    list[str] | None,
+    typer.Option(metavar="STAGE", help="Discard this stage's results and make them anew."),
+]
+
+
+@app.callback()
+def options(
+    debug: Annotated[  # noqa: FBT002 -- typer's way of declaring a flag
+        bool, typer.Option("--debug", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    """Continued pretraining, exactly: raw text to a significance-tested answer."""
+    del debug  # read by main(), which catches the errors
+
+
+@app.command(epilog="Example: onward quickstart --output runs/first")
+def quickstart(
+    words: Words = None,
+    output: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
+    processes: Processes = None,
+    redo: Redo = None,
+) -> None:
+    """Run the whole chain on text that is on this machine already, to a report.
+
+    The same as `onward run` with the quickstart recipe. Minutes on two CPU cores, no download.
+    Run again to go on after an interruption; finished stages are skipped.
+    """
+    from launcher.recipe import RECIPES
+
+    settings = [*(words or []), *([f"output={json.dumps(str(output))}"] if output else [])]
+    conductor = _conductor(RECIPES / "quickstart.yaml", settings, processes, redo=redo)
+    conductor.run()
+    _tell(f"report: {conductor.folder.stage('report') / 'index.html'}")
+
+
+@app.command(epilog="Example: onward check my.yaml stages.base.steps=200")
+def check(
+    recipe: RecipeFile,
+    words: Words = None,
+    processes: Processes = None,
+    hostfile: Hostfile = None,
+    as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
+) -> None:
+    """Check a recipe, its data and its run folder against one another, running nothing."""
+    conductor = _conductor(recipe, words, processes, hostfile=hostfile)
+    names = conductor.check()
+    _answer(_standings(conductor, names), as_json)
+
+
+@app.command(epilog="Example: onward run my.yaml dapt tapt --processes 2 stages.dapt.steps=500")
+def run(  # noqa: PLR0913, PLR0917 -- the options of a command line
+    recipe: RecipeFile,
+    words: Words = None,
+    processes: Processes = None,
+    hostfile: Hostfile = None,
+    master_port: MasterPort = None,
+    redo: Redo = None,
+    as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
+) -> None:
+    """Run a recipe's stages in order; finished ones are skipped, an interrupted one goes on."""
+    conductor = _conductor(recipe, words, processes, hostfile=hostfile, port=master_port, redo=redo)
+    conductor.run()
+    if as_json:
+        _answer(_standings(conductor, list(conductor.recipe.stages)), as_json)
+    else:
+        _tell(f"done: {conductor.folder.root}")
+
+
+@app.command(epilog="Example: onward order my.yaml dapt --step 100 --steps 2 --world 4")
+def order(  # noqa: PLR0913, PLR0917 -- the options of a command line
+    recipe: RecipeFile,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="A pretraining stage.")],
+    step: Annotated[int, typer.Option(min=0, help="The first step, counted from 0.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="How many steps.")] = 1,
+    world: Annotated[int, typer.Option(min=1, help="How many ranks.")] = 1,
+    as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
+) -> None:
+    """Show which samples given steps of a stage read, on which rank; reads no token."""
+    from launcher.inspection import order_table
+    from launcher.recipe import load_recipe
+
+    loaded = load_recipe(recipe, settings or [])
+    rows = order_table(loaded, stage, range(step, step + steps), world)
+    if as_json:
+        _answer({"stage": stage, "world": world, "rows": rows}, as_json)
+        return
+    from launcher.inspection import format_rows
+
+    sys.stdout.writelines(format_rows(rows))
+
+
+@app.command(epilog="Example: onward inspect runs/quickstart/prepare/corpora/general/train")
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Any folder that Onward made.")],
+    as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
+) -> None:
+    """Tell what a shard folder, checkpoint, export or run is, after verifying its digests."""
+    from launcher.inspection import describe
+
+    _answer(describe(path), as_json)
+
+
+@app.command(epilog="Example: onward export runs/quickstart my-model --stage dapt")
+def export(
+    run_folder: RunFolderPath,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the model goes.")],
+    stage: Annotated[
+        str | None, typer.Option(help="Whose model. Default: the last pretraining stage's.")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="From the checkpoint after this step. Default: last.")
+    ] = None,
+    as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
+) -> None:
+    """Write a Hugging Face folder from a checkpoint, loaded back and compared."""
+    from launcher.inspection import export_from
+
+    _answer(export_from(run_folder, folder, stage, step), as_json)
+
+
+@app.command(epilog="Example: onward report runs/quickstart")
+def report(run_folder: RunFolderPath) -> None:
+    """Make the report again from a run's saved results: HTML, Markdown, JSON, plots."""
+    from downstream.report import make_report
+
+    from launcher.run_folder import RunFolder
+
+    made = make_report(RunFolder(run_folder).require().root)
+    _tell(f"report: {made}")
+
+
+@app.command(epilog="Example: onward board runs/quickstart --port 6007")
+def board(
+    run_folder: RunFolderPath,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Default: 6006, or a free one.")
+    ] = None,
+) -> None:
+    """Show a run's curves in TensorBoard, reachable from this machine alone."""
+    from launcher.board import board_command
+    from launcher.run_folder import RunFolder
+
+    command, address = board_command(RunFolder(run_folder).require().root, port)
+    _tell(f"{address} (Ctrl-C ends it)")
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def _conductor(
+    path: Path,
+    words: list[str] | None,
+    processes: int | None,
+    *,
+    hostfile: Path | None = None,
+    port: int | None = None,
+    redo: list[str] | None = None,
+) -> "Conductor":
+    from launcher.chain import Request
+    from launcher.conduct import Conductor
+    from launcher.recipe import check_world, load_recipe
+    from launcher.start import Placement
+
+    if processes and hostfile:
+        msg = "--processes and --hostfile: give one; the hostfile's slots say how many processes"
+        raise RecipeError(msg)
+    settings = [word for word in words or [] if "=" in word]
+    stages = tuple(word for word in words or [] if "=" not in word)
+    recipe: Recipe = load_recipe(path, settings)
+    return Conductor(
+        recipe,
+        Request(stages, frozenset(redo or [])),
+        Placement(processes, hostfile, port),
+        _tell,
+        lambda names, world: check_world(recipe, names, world),
+    )
+
+
+def _standings(conductor: "Conductor", names: list[str]) -> dict[str, Any]:
+    from launcher.chain import survey
+
+    standings = survey(conductor.recipe, conductor.folder)
+    return {
+        "recipe": conductor.recipe.name,
+        "run": str(conductor.folder.root),
+        "stages": {name: standings[name].state for name in names},
+    }
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _answer(value: Mapping[str, Any], as_json: bool) -> None:  # noqa: FBT001 -- from typer's flag
+    if as_json:
+        sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        return
+    import yaml
+
+    sys.stdout.write(yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True))
+
+
+def main() -> None:
+    """Run the command line; every known error is one message on stderr and its kind's exit code."""
+    debug = "--debug" in sys.argv
+    try:
+        # Taken before or after the verb alike.
+        app([word for word in sys.argv[1:] if word != "--debug"])
+    except OnwardError as error:
+        if debug:
+            traceback.print_exception(error)
+        _tell(f"error: {error}")
+        _error_as_json(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our stdout has gone, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except BaseException as error:
+        _end_otherwise(error)
+
+
+def _end_otherwise(error: BaseException) -> None:
+    from launcher.interruption import Interrupted
+
+    if isinstance(error, SystemExit):
+        raise error
+    if isinstance(error, Interrupted):
+        _tell(f"{error}; run the same command again to go on")
+        sys.exit(error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        sys.exit(128 + signal.SIGINT)
+    if "--debug" in sys.argv:
+        raise error
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="onward-error-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    _tell(
+        f"error: this should not have happened: {type(error).__name__}: {error}\n"
+        f"The traceback is in {file.name}"
+    )
+    sys.exit(1)
+
+
+def _error_as_json(error: OnwardError) -> None:
+    """A program that asked for JSON gets the error so, too."""
+    if "--json" in sys.argv:
+        facts = {
+            "kind": type(error).__name__,
+            "message": str(error),
+            "exit_code": error.exit_code,
+        }
+        sys.stdout.write(json.dumps({"error": facts}, ensure_ascii=False) + "\n")

@@ -1,0 +1,104 @@
+"""What a host has, and the environment its workers get: cores, GPUs, cache folders."""
+
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from configs.errors import RecipeError
+
+PROJECT = Path(__file__).resolve().parent.parent
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def gpus() -> int:
+    """GPUs that torch can use; asks torch, in another process, only if the host has any."""
+    if not has_gpus():
+        return 0
+    question = "import torch; print(torch.cuda.device_count())"
+    answer = subprocess.run(
+        [sys.executable, "-c", question], capture_output=True, text=True, check=False
+    )
+    return int(answer.stdout) if answer.returncode == 0 else 0
+
+
+def has_gpus() -> bool:
+    """Whether the host shows any GPU and DS_ACCELERATOR does not say cpu; asks no library."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return False
+    devices = Path("/dev")
+    return any(devices.glob("nvidia[0-9]*")) or (devices / "kfd").exists()
+
+
+def visible_gpus(environment: Mapping[str, str]) -> list[int] | None:
+    """The GPU numbers that CUDA_VISIBLE_DEVICES names; None if it is not set."""
+    given = environment.get(_VISIBLE)
+    if given is None:
+        return None
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if not all(name.isdecimal() for name in names):
+        msg = f"{_VISIBLE}={given}: expected numbers; the deepspeed launcher takes nothing else"
+        raise RecipeError(msg)
+    return [int(name) for name in names]
+
+
+def default_processes() -> int:
+    """One a GPU; without GPUs two, or one on a single core."""
+    return gpus() or min(2, cores())
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where built things are kept: ONWARD_CACHE, or ~/.cache/onward."""
+    given = environment.get("ONWARD_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "onward"
+
+
+def extensions_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where DeepSpeed's operators are built: TORCH_EXTENSIONS_DIR, or a folder of our own.
+
+    Ours is kept apart by torch, Python and processor: the compiler is told ``-march=native``.
+    """
+    given = environment.get("TORCH_EXTENSIONS_DIR")
+    if given:
+        return Path(given)
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    name = f"torch-{importlib.metadata.version('torch')}-{python}-{_processor()}"
+    return cache_folder(environment) / "extensions" / name
+
+
+def _processor() -> str:
+    wanted = ("model name", "flags", "Features", "CPU part")
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    facts = sorted({line for line in text.splitlines() if line.startswith(wanted)})
+    return hashlib.sha256("\n".join([platform.machine(), *facts]).encode()).hexdigest()[:8]
+
+
+def worker_environment(
+    environment: Mapping[str, str], processes: int, gpus_here: int, core_count: int
+) -> dict[str, str]:
+    """The environment for ``processes`` workers on one host; what is set already stays."""
+    made = dict(environment)
+    if not gpus_here:
+        made.setdefault("DS_ACCELERATOR", "cpu")
+    made.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_folder(environment)))
+    made.setdefault("OMP_NUM_THREADS", str(max(1, core_count // max(1, processes))))
+    made.setdefault("TOKENIZERS_PARALLELISM", "false")
+    paths = [str(PROJECT), *filter(None, made.get("PYTHONPATH", "").split(os.pathsep))]
+    made["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    # `python -m` puts the current folder first, where a `configs` or `engine` may lie.
+    made["PYTHONSAFEPATH"] = "1"
+    return made

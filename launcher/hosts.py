@@ -1,0 +1,123 @@
+"""A hostfile (``name slots=N`` a line, as DeepSpeed has it), checked before anything starts."""
+
+import re
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.errors import LaunchError, RecipeError
+
+# Starts with a letter or digit, so that no name can be taken for an option by ssh.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LINE = re.compile(r"(?P<name>\S+)\s+slots=(?P<slots>\S+)")
+_MOST_SLOTS = 1024
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "StrictHostKeyChecking=yes")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One machine and how many processes it runs."""
+
+    name: str
+    slots: int
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine."""
+        return self.name in {"localhost", "127.0.0.1", socket.gethostname()}
+
+
+def read_hostfile(path: Path) -> tuple[Host, ...]:
+    """The hosts of a file, in its order.
+
+    Raises:
+        RecipeError: the file is missing, empty, or has lines that cannot be; all are listed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError):
+        msg = f"{path}: no such hostfile; expected lines such as 'node-1 slots=8'"
+        raise RecipeError(msg) from None
+    except UnicodeDecodeError:
+        msg = f"{path}: not a text file; expected lines such as 'node-1 slots=8'"
+        raise RecipeError(msg) from None
+    lines: dict[str, int] = {}
+    hosts: list[Host] = []
+    problems = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        content = line.partition("#")[0].strip()
+        if not content:
+            continue
+        try:
+            hosts.append(_parse(content, lines))
+        except RecipeError as error:
+            problems.append(f"{path}:{number}: {error}")
+            continue
+        lines[hosts[-1].name] = number
+    if not hosts and not problems:
+        problems.append(f"{path}: names no host; expected lines such as 'node-1 slots=8'")
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return tuple(hosts)
+
+
+def _parse(content: str, seen: Mapping[str, int]) -> Host:
+    match = _LINE.fullmatch(content)
+    if match is None:
+        msg = f"'{content}': expected 'NAME slots=N', such as 'node-1 slots=8'"
+        raise RecipeError(msg)
+    name, slots = match["name"], match["slots"]
+    if not _NAME.fullmatch(name):
+        msg = f"'{name}': a host's name has letters, digits, '.', '_', '-' (user: ~/.ssh/config)"
+        raise RecipeError(msg)
+    if not (slots.isascii() and slots.isdecimal()) or not 1 <= int(slots) <= _MOST_SLOTS:
+        msg = f"slots={slots}: expected a number from 1 to {_MOST_SLOTS}"
+        raise RecipeError(msg)
+    if name in seen:
+        msg = f"host '{name}' is given twice, first on line {seen[name]}"
+        raise RecipeError(msg)
+    return Host(name, int(slots))
+
+
+def format_hostfile(hosts: Sequence[Host]) -> str:
+    """The hosts as DeepSpeed's own parser reads them."""
+    return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
+
+
+def is_local(hosts: Sequence[Host]) -> bool:
+    """Whether all processes run on this machine."""
+    return all(host.is_here for host in hosts)
+
+
+def require_reachable(hosts: Sequence[Host], seconds: float = 10.0) -> None:
+    """LaunchError that lists every host which ssh cannot enter without a password."""
+    others = [host.name for host in hosts if not host.is_here]
+    if not others:
+        return
+    with ThreadPoolExecutor(max_workers=min(32, len(others))) as pool:
+        answers = list(pool.map(lambda name: _trouble(name, seconds), others))
+    lines = [f"{name}: {why}" for name, why in zip(others, answers, strict=True) if why]
+    if lines:
+        hint = "Each host must let `ssh NAME true` pass without a question."
+        raise LaunchError("\n".join(["hosts that cannot be reached:", *lines, hint]))
+
+
+def _trouble(name: str, seconds: float) -> str | None:
+    try:
+        done = subprocess.run(
+            [*SSH, name, "true"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except FileNotFoundError:
+        return "there is no ssh on this machine"
+    except subprocess.TimeoutExpired:
+        return f"no answer within {seconds:.0f} s"
+    said = done.stderr.strip().splitlines()
+    return None if done.returncode == 0 else (said[-1] if said else f"ssh exit {done.returncode}")

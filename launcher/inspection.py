@@ -1,0 +1,177 @@
+"""What a folder is, what a step reads, a model out of a run: the verbs that look at things."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.errors import CheckpointError, DataError, RecipeError
+from launcher import chain
+from launcher.run_folder import RunFolder, read_json
+
+if TYPE_CHECKING:
+    from configs.stage import StageContext
+    from engine.assemble import PretrainStage
+    from launcher.recipe import Recipe
+
+
+def order_table(recipe: "Recipe", name: str, steps: range, world: int) -> list[dict[str, Any]]:
+    """Every row that the steps (counted from 0) read: step, rank, source, epoch, sample, documents.
+
+    Raises:
+        RecipeError: no such pretraining stage, steps beyond its end, a batch that does not divide.
+        DataError: its shards are not made yet.
+    """
+    from data_pipeline.streaming import describe_steps
+
+    stage, context = _pretraining(recipe, RunFolder(recipe.output.absolute()), name)
+    stream = stage.open_stream(context)
+    batch = stage.backend.plan(world).global_batch
+    total = stage.budget(stream.rows[0], batch)
+    if steps.stop > total:
+        msg = f"stage {name}: it has steps 0 to {total - 1}, asked for {steps.start}-{steps[-1]}"
+        raise RecipeError(msg)
+    return [
+        {
+            "step": row.step,
+            "rank": row.rank,
+            "index": row.index,
+            "source": row.source,
+            "epoch": row.epoch,
+            "sample": row.sample,
+            "documents": [
+                {"sequence": piece.sequence, "start": piece.start, "length": piece.length}
+                for piece in row.documents
+            ],
+        }
+        for row in describe_steps(stream, steps, batch, world)
+    ]
+
+
+def format_rows(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The table for a person: a document is ``sequence[start:stop]`` of its shard folder."""
+    yield "  step rank    index source       epoch   sample  documents\n"
+    for row in rows:
+        documents = " ".join(
+            f"{piece['sequence']}[{piece['start']}:{piece['start'] + piece['length']}]"
+            for piece in row["documents"]
+        )
+        yield (
+            f"{row['step']:>6} {row['rank']:>4} {row['index']:>8} {row['source']:<12} "
+            f"{row['epoch']:>5} {row['sample']:>8}  {documents}\n"
+        )
+
+
+def _pretraining(
+    recipe: "Recipe", run: RunFolder, name: str
+) -> tuple["PretrainStage", "StageContext"]:
+    from configs.yaml_source import nearest
+    from engine.assemble import PretrainStage
+
+    known = [n for n, stage in recipe.stages.items() if isinstance(stage, PretrainStage)]
+    stage = recipe.stages.get(name)
+    if not isinstance(stage, PretrainStage):
+        msg = f"no pretraining stage '{name}'; {nearest(name, known)}"
+        raise RecipeError(msg)
+    standing = chain.survey(recipe, run)[name]
+    return stage, chain.context_for_check(recipe, run, name, standing)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """JSON-able facts of a shard folder, checkpoint, export or run, its digests verified.
+
+    Raises:
+        DataError: nothing is there, it is none of these, or a shard is damaged.
+        CheckpointError: a checkpoint or export is damaged.
+    """
+    if not path.exists():
+        msg = f"{path}: nothing is there"
+        raise DataError(msg)
+    folder = path if path.is_dir() else path.parent
+    if (folder / "recipe.yaml").is_file() and (folder / "provenance.json").is_file():
+        return describe_run(RunFolder(folder))
+    manifest = folder / "manifest.json"
+    if manifest.is_file() and "tokenizer" in (_read_manifest(manifest) or {}):
+        from data_pipeline.shards import describe as describe_shards
+
+        return describe_shards(folder)
+    return _describe_checkpoint(folder)
+
+
+def _read_manifest(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except ValueError:
+        msg = f"{path}: not JSON; the file is damaged"
+        raise DataError(msg) from None
+
+
+def _describe_checkpoint(folder: Path) -> dict[str, Any]:
+    from engine.checkpoint import describe as describe_checkpoint
+
+    try:
+        facts = describe_checkpoint(folder)
+    except CheckpointError as error:
+        msg = (
+            f"{error}; nor a shard folder (manifest.json with a tokenizer), "
+            "nor a run (recipe.yaml, provenance.json)"
+        )
+        raise DataError(msg) from None
+    if not facts.get("intact", True):
+        shown = json.dumps(facts.get("problems", []), ensure_ascii=False)
+        msg = f"{folder}: a damaged {facts['kind']}: {shown}"
+        raise CheckpointError(msg)
+    return facts
+
+
+def describe_run(run: RunFolder) -> dict[str, Any]:
+    """A run's stages as their status files tell, and what it was made with."""
+    import yaml
+
+    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    made = read_json(run.provenance) or {}
+    stages: dict[str, Any] = {}
+    for name, config in recipe["stages"].items():
+        status = run.status(name)
+        stages[name] = {"kind": config["kind"], "state": status.state if status else "not begun"}
+        if status:
+            facts = status.model_dump(mode="json", exclude={"config", "state"}, exclude_none=True)
+            stages[name] |= facts
+    return {
+        "kind": "run",
+        "folder": str(run.root),
+        "name": recipe["name"],
+        "seed": recipe["seed"],
+        "stages": stages,
+        "made_with": {key: made.get(key) for key in ("started", "host", "versions", "commit")},
+    }
+
+
+def export_from(
+    folder: Path, target: Path, stage_name: str | None, step: int | None
+) -> dict[str, Any]:
+    """A model of a run as a Hugging Face folder, loaded back and compared.
+
+    Raises:
+        RecipeError: no such pretraining stage.
+        CheckpointError: no such checkpoint, a damaged one, or one of another recipe.
+    """
+    from engine.assemble import PretrainStage, export_step
+    from engine.checkpoint import newest
+    from launcher.recipe import load_recipe
+
+    run = RunFolder(folder).require()
+    recipe = load_recipe(run.recipe)
+    names = [n for n, stage in recipe.stages.items() if isinstance(stage, PretrainStage)]
+    if not names:
+        msg = f"{run.recipe}: no pretraining stage, so no model"
+        raise RecipeError(msg)
+    name = stage_name or names[-1]
+    stage, context = _pretraining(recipe, run, name)
+    found = newest(context.folder / "checkpoints", context.key)
+    if found is None:
+        msg = f"{context.folder / 'checkpoints'}: no checkpoint yet; run stage {name} first"
+        raise CheckpointError(msg)
+    chosen = found.step if step is None else step
+    fingerprint = export_step(stage, context, chosen, target)
+    return {"folder": str(target), "stage": name, "step": chosen, "fingerprint": fingerprint}

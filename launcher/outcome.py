@@ -1,0 +1,172 @@
+"""What each rank of a launch leaves word of, and what the launcher makes of it."""
+
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from configs.errors import BY_NAME, LaunchError, OnwardError
+from configs.schema import Config
+from launcher.run_folder import write_atomically
+
+_LOST_PEER = (
+    "connection closed by peer",
+    "connection reset",
+    "broken pipe",
+    "connection refused",
+    "read error",
+    "socket timeout",
+    "timed out",
+    "nccl communicator was aborted",
+    "no longer valid",
+)
+
+
+class Outcome(Config):
+    """One rank's last word.
+
+    Attributes:
+        state: ``running`` if it never came to say more: then it was killed.
+        kind: of the error: a class in configs.errors, or any other exception's.
+        traceback: file with the traceback of an unexpected exception.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    state: Literal["running", "done", "stopped", "error"] = "running"
+    stage: str = ""
+    kind: str = ""
+    message: str = ""
+    traceback: str = ""
+
+    @property
+    def is_lost_peer(self) -> bool:
+        """An error that only says that another process is gone."""
+        said = self.message.lower()
+        return self.state == "error" and any(sign in said for sign in _LOST_PEER)
+
+
+class Reporter:
+    """A rank's side: writes its outcome as it goes."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._path = folder / f"rank-{rank}.json"
+        self._traceback = folder / f"rank-{rank}-traceback.txt"
+        self._outcome = Outcome(rank=rank, host=socket.gethostname(), pid=os.getpid())
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write()
+
+    def _write(self, **changes: str) -> None:
+        self._outcome = self._outcome.model_copy(update=changes)
+        write_atomically(self._path, self._outcome.model_dump_json(indent=1) + "\n")
+
+    def enters(self, stage: str) -> None:
+        """It begins a stage."""
+        self._write(stage=stage)
+
+    def done(self) -> None:
+        """It has run all stages."""
+        self._write(state="done")
+
+    def stopped(self, why: str) -> None:
+        """It was asked to stop."""
+        self._write(state="stopped", message=why)
+
+    def failed(self, error: BaseException) -> None:
+        """It raised."""
+        where = ""
+        if not isinstance(error, OnwardError):
+            self._traceback.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            where = str(self._traceback)
+        self._write(state="error", kind=_kind(error), message=str(error), traceback=where)
+
+
+def _kind(error: BaseException) -> str:
+    """The nearest class of configs.errors, or the exception's own name."""
+    for parent in type(error).__mro__:
+        if BY_NAME.get(parent.__name__) is parent:
+            return parent.__name__
+    return type(error).__name__
+
+
+def read_outcomes(folder: Path) -> list[Outcome]:
+    """What the ranks have left, by rank."""
+    texts = [path.read_text(encoding="utf-8") for path in folder.glob("rank-*.json")]
+    found = [Outcome.model_validate_json(text) for text in texts]
+    return sorted(found, key=lambda outcome: outcome.rank)
+
+
+def explain(outcomes: Sequence[Outcome], world: int, code: int, log: Path) -> OnwardError:
+    """The one error behind a launch that ended with ``code``.
+
+    An error meant for a person comes first, then an unexpected exception that is no mere echo of
+    another rank's end, then ranks that were killed.
+    """
+    raised = [outcome for outcome in outcomes if outcome.state == "error"]
+    for outcome in raised:
+        if outcome.kind in BY_NAME:
+            return BY_NAME[outcome.kind](outcome.message)
+    for outcome in raised:
+        if not outcome.is_lost_peer:
+            return OnwardError(_unexpected(outcome))
+    return LaunchError(_lost(outcomes, world, code, log))
+
+
+def _lost(outcomes: Sequence[Outcome], world: int, code: int, log: Path) -> str:
+    killed = [outcome for outcome in outcomes if outcome.state == "running"]
+    if killed:
+        return _killed(killed, code, log)
+    if len(outcomes) < world:
+        return f"{len(outcomes)} of {world} processes came up, exit code {code}; {_tail(log)}"
+    for outcome in outcomes:
+        if outcome.state != "done":
+            return f"stage {outcome.stage}: {_who(outcome)}: {outcome.message}; {_tail(log)}"
+    return f"the launch ended with exit code {code}; {_tail(log)}"
+
+
+def _who(outcome: Outcome) -> str:
+    return f"rank {outcome.rank} (process {outcome.pid} on {outcome.host})"
+
+
+def _unexpected(outcome: Outcome) -> str:
+    where = f"stage {outcome.stage}: " if outcome.stage else ""
+    return (
+        f"{where}{_who(outcome)} failed unexpectedly: {outcome.kind}: {outcome.message}\n"
+        f"The traceback is in {outcome.traceback}"
+    )
+
+
+def _killed(killed: Sequence[Outcome], code: int, log: Path) -> str:
+    names = " and ".join(map(_who, killed))
+    name = _signal_name(code)
+    cause = f"killed by {name}" if name else "killed (by which signal is not known)"
+    hint = ""
+    if name in {"SIGKILL", ""}:
+        hint = " If nobody did that, the machine ran out of memory: see `dmesg | grep -i oom`."
+    if name in {"SIGSEGV", "SIGABRT", "SIGILL", "SIGBUS"}:
+        hint = f" {_tail(log)}"
+    return (
+        f"stage {killed[0].stage or '(start)'}: {names}: {cause}.{hint}\n"
+        "Run the same command again to go on from the last checkpoint."
+    )
+
+
+def _signal_name(code: int) -> str:
+    """A child that a signal ended gives -N, which an exit code holds as 256-N."""
+    number = 256 - code if code > 128 else -code
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return ""
+
+
+def _tail(log: Path, lines: int = 12) -> str:
+    try:
+        said = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        said = []
+    return "\n".join([f"the last lines of {log}:", *(f"    {line}" for line in said[-lines:])])

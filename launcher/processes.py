@@ -1,0 +1,98 @@
+"""A process group of our own: started, relayed, and ended whole."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from launcher.worker import MARK, STAGE_MARK
+
+Tell = Callable[[str], None]
+LogOfStage = Callable[[str], Path]
+
+
+def start_group(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start a command in a session of its own, its output and its stdin piped to us.
+
+    Nothing is ever written to the stdin: that it closes tells the workers that we are gone.
+    """
+    return subprocess.Popen(
+        command,
+        env=dict(environment),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+def end_group(process: subprocess.Popen[str], grace: float) -> None:
+    """End every process of the group: SIGTERM, and SIGKILL after ``grace`` seconds."""
+    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
+        if not group_members(process.pid):
+            break
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        _wait_until_empty(process, seconds)
+    process.wait()
+
+
+def _wait_until_empty(process: subprocess.Popen[str], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        process.poll()
+        if not group_members(process.pid):
+            return
+        time.sleep(0.05)
+
+
+def group_members(group: int) -> list[int]:
+    """The living processes of a group, zombies left out (nobody may be there to reap them)."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # pid (name) state parent group ...; the name may hold anything, even a bracket
+            fields = entry.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] not in "ZX":
+            found.append(int(entry.parts[2]))
+    return found
+
+
+class Relay(threading.Thread):
+    """Sorts a launch's output: marked lines to the screen, everything to the stage's log."""
+
+    def __init__(
+        self, process: subprocess.Popen[str], stage: str, log_of: LogOfStage, tell: Tell
+    ) -> None:
+        super().__init__(name="relay", daemon=True)
+        self._lines: Iterable[str] = process.stdout or ()
+        self._log_of = log_of
+        self._tell = tell
+        self.log = log_of(stage)
+
+    def run(self) -> None:
+        """Until every process of the group has closed its end."""
+        for line in self._lines:
+            before, found, stage = line.partition(STAGE_MARK)
+            if found:
+                self._write(before)
+                self.log = self._log_of(stage.strip())
+                continue
+            noise, found, said = line.partition(MARK)
+            if found:
+                self._tell(said.rstrip("\n"))
+            self._write(f"{noise}{said}")
+
+    def _write(self, text: str) -> None:
+        if text:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(text)

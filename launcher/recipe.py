@@ -1,0 +1,114 @@
+"""The recipe: every kind of stage in one union, and files it names taken in.
+
+``python -m launcher.recipe --schema`` prints the JSON schema that editors complete from.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from data_pipeline.analysis.domain_gap import GapStage
+from downstream.evaluate import EvaluateStage
+from downstream.report import ReportStage
+from pydantic import Field
+
+import configs
+from configs.deepspeed_json import read_deepspeed
+from configs.errors import RecipeError
+from configs.schema import validate
+from configs.yaml_source import YamlSource, read_yaml
+from data_pipeline.prepare import PrepareStage
+from downstream.finetune import FinetuneStage
+from downstream.tasks import TaskStage
+from engine.assemble import PretrainStage
+from engine.models import read_shape
+from launcher.links import ChainRecipe, problems, refuse
+
+SCHEMA = Path(configs.__file__).parent / "recipe.schema.json"
+RECIPES = Path(configs.__file__).parent / "recipes"
+
+Stage = Annotated[
+    TaskStage
+    | PrepareStage
+    | GapStage
+    | PretrainStage
+    | FinetuneStage
+    | EvaluateStage
+    | ReportStage,
+    Field(discriminator="kind"),
+]
+
+
+class Recipe(ChainRecipe):
+    """One YAML file: a chain of named stages."""
+
+    stages: dict[str, Stage] = Field(min_length=1, description="the chain: name -> stage, in order")
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe, with the DeepSpeed JSON and model shapes it names taken into it.
+
+    So a run's ``recipe.yaml`` says all, and a stage's key covers the contents of those files.
+
+    Raises:
+        RecipeError: with file, line and key.
+    """
+    source = read_yaml(path, overrides)
+    recipe = validate(source, Recipe)
+    refuse(source, problems(recipe.stages))
+    _take_in_files(source)
+    return validate(source, Recipe)
+
+
+def _take_in_files(source: YamlSource) -> None:
+    for name, stage in source.values["stages"].items():
+        backend, model = stage.get("backend"), stage.get("model")
+        if isinstance(backend, dict) and isinstance(backend.get("config"), str):
+            where = source.where(("stages", name, "backend", "config"))
+            backend["config"] = _read(read_deepspeed, backend["config"], where)
+        if isinstance(model, dict) and isinstance(model.get("shape"), str):
+            where = source.where(("stages", name, "model", "shape"))
+            model["shape"] = _read(read_shape, model["shape"], where)
+
+
+def _read(reader: Any, given: str, where: str) -> Mapping[str, Any]:
+    try:
+        values: Mapping[str, Any] = reader(given)
+    except RecipeError as error:
+        msg = f"{where}: {error}"
+        raise RecipeError(msg) from None
+    return values
+
+
+def check_world(recipe: Recipe, names: Sequence[str], world: int) -> None:
+    """RecipeError if a pretraining stage's batch cannot be split over so many ranks."""
+    for name in names:
+        stage = recipe.stages[name]
+        if isinstance(stage, PretrainStage):
+            try:
+                stage.backend.plan(world)
+            except RecipeError as error:
+                msg = f"stage {name}: {error}"
+                raise RecipeError(msg) from None
+
+
+def schema_text() -> str:
+    """What ``configs/recipe.schema.json`` must hold."""
+    schema = Recipe.model_json_schema()
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    """``--schema``: print it; ``--write``: put it where editors look for it."""
+    if sys.argv[1:] == ["--schema"]:
+        sys.stdout.write(schema_text())
+    elif sys.argv[1:] == ["--write"]:
+        SCHEMA.write_text(schema_text(), encoding="utf-8")
+    else:
+        sys.exit("usage: python -m launcher.recipe --schema | --write")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The run folder: who may write it, what each stage's status is, where everything lies."""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from configs.errors import CheckpointError, DataError, ResourceError
+from configs.schema import Config
+
+LAUNCH_FILES = {"status.json", "launcher.log", "launch"}
+
+
+class Failure(Config):
+    """Why a stage did not finish."""
+
+    kind: str
+    message: str
+    exit_code: int
+
+
+class Status(Config):
+    """What ``STAGE/status.json`` says.
+
+    Attributes:
+        key: hash of kind, config, version, seed and the inputs' fingerprints.
+        fingerprint: digest of what was made; None until it is done.
+        inputs: fingerprints of the stages it read, by name.
+        outputs: what lies in the folder since it is done.
+        config: the stage's config in full, so that a change can be told.
+    """
+
+    state: Literal["running", "done", "failed"]
+    key: str
+    fingerprint: str | None = None
+    started: str
+    finished: str | None = None
+    inputs: dict[str, str] = Field(default_factory=dict)
+    outputs: list[str] = Field(default_factory=list)
+    config: dict[str, Any]
+    version: int
+    seed: int
+    error: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run's place on disk; making one touches nothing."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as resolved, overrides included."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """Versions, commit, hosts, seed, command."""
+        return self.root / "provenance.json"
+
+    def stage(self, name: str) -> Path:
+        """A stage's folder."""
+        return self.root / name
+
+    def launch(self, name: str) -> Path:
+        """Where the processes of a launch leave word, in the folder of its first stage."""
+        return self.stage(name) / "launch"
+
+    def status(self, name: str) -> Status | None:
+        """What is known of a stage; None if it never started. CheckpointError if unreadable."""
+        path = self.stage(name) / "status.json"
+        try:
+            return Status.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValidationError:
+            msg = (
+                f"{path}: not a status that this version wrote; "
+                f"give --redo {name} to make the stage anew"
+            )
+            raise CheckpointError(msg) from None
+
+    def write_status(self, name: str, status: Status) -> None:
+        """Replace a stage's status in one step."""
+        self.stage(name).mkdir(parents=True, exist_ok=True)
+        write_atomically(self.stage(name) / "status.json", status.model_dump_json(indent=1) + "\n")
+
+    def outputs(self, name: str) -> list[str]:
+        """What a stage left, without hidden files and the launcher's own."""
+        found = (path.name for path in self.stage(name).iterdir())
+        return sorted(n for n in found if n not in LAUNCH_FILES and not n.startswith("."))
+
+    def discard(self, name: str) -> None:
+        """Remove all that a stage made."""
+        folder = self.stage(name)
+        if folder.exists():
+            doomed = folder.with_name(f".discarded-{name}-{os.getpid()}")
+            folder.rename(doomed)
+            shutil.rmtree(doomed)
+
+    def write_recipe(self, values: Mapping[str, Any]) -> None:
+        """Replace ``recipe.yaml``."""
+        text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
+        write_atomically(self.recipe, text)
+
+    def require(self) -> "RunFolder":
+        """Itself if it is a run; DataError otherwise."""
+        if not self.recipe.is_file():
+            msg = (
+                f"{self.root}: not a run folder (it holds no recipe.yaml); give a recipe's 'output'"
+            )
+            raise DataError(msg)
+        return self
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only one who runs stages here; ResourceError names who is at it already."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / ".lock"
+        with path.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                msg = (
+                    f"{self.root}: in use by {holder}; wait for it, or give another "
+                    "run folder with output=FOLDER"
+                )
+                raise ResourceError(msg) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file appears under its name only when complete, and is on disk then."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value, or None if there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None

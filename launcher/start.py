@@ -1,0 +1,167 @@
+"""One launch from its start to its end: processes, their output, and what became of them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.errors import BY_NAME, OnwardError
+from launcher import chain, environment, jit, ports
+from launcher.command import Launch, deepspeed_command, deepspeed_program
+from launcher.exports import exports, format_exports, own_files
+from launcher.hosts import Host, format_hostfile, is_local, read_hostfile
+from launcher.interruption import Interrupted
+from launcher.outcome import explain, read_outcomes
+from launcher.processes import Relay, Tell, end_group, start_group
+from launcher.run_folder import RunFolder, write_atomically
+
+GRACE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where launched stages run.
+
+    Attributes:
+        processes: on this machine; None: one a GPU, or two without.
+        hostfile: the machines instead.
+        port: rank 0 waits for the others there; None: a free one.
+        module: what each rank runs.
+    """
+
+    processes: int | None = None
+    hostfile: Path | None = None
+    port: int | None = None
+    module: str = "launcher.worker"
+
+    def hosts(self) -> tuple[Host, ...]:
+        """The hostfile's machines, none without one; RecipeError lists its bad lines."""
+        return read_hostfile(self.hostfile) if self.hostfile else ()
+
+    def world(self) -> int:
+        """How many ranks a launch has."""
+        here = self.processes or environment.default_processes()
+        return sum(host.slots for host in self.hosts()) or here
+
+
+def launch_stages(
+    run: RunFolder, names: Sequence[str], replace: Sequence[str], placement: Placement, tell: Tell
+) -> None:
+    """Run stages by one set of processes, one stage after the other.
+
+    Raises:
+        OnwardError: what stopped a rank, with its exit code.
+        Interrupted: SIGTERM or SIGINT came; the processes are gone.
+    """
+    launch = _prepare(run, names, replace, placement)
+    prepared = _environment(launch)
+    if prepared.get("DS_ACCELERATOR") == "cpu":
+        _require_operators(prepared, tell)
+    tell(f"{', '.join(names)}: starting {launch.world} processes")
+    command = deepspeed_command(launch, deepspeed_program(launch.hosts))
+    process = start_group(command, prepared)
+    relay = Relay(process, names[0], lambda name: run.stage(name) / "launcher.log", tell)
+    relay.start()
+    try:
+        code = process.wait()
+    except Interrupted as stop:
+        end_group(process, GRACE_SECONDS)
+        _mark_failed(run, names, stop)
+        raise
+    finally:
+        end_group(process, GRACE_SECONDS)
+        relay.join(timeout=5)
+    _judge(run, launch, code, relay.log)
+
+
+def _prepare(
+    run: RunFolder, names: Sequence[str], replace: Sequence[str], placement: Placement
+) -> Launch:
+    folder = run.launch(names[0])
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in names:
+        (run.stage(name) / "launcher.log").unlink(missing_ok=True)
+    hosts = placement.hosts()
+    if hosts:
+        write_atomically(folder / "hostfile", format_hostfile(hosts))
+    return Launch(
+        recipe=run.recipe,
+        stages=names,
+        port=ports.require_free(placement.port) if placement.port else ports.free_port(),
+        folder=folder,
+        processes=placement.processes or environment.default_processes(),
+        gpu_ids=environment.visible_gpus(os.environ) if environment.gpus() else None,
+        hosts=hosts,
+        hostfile=folder / "hostfile",
+        replace=replace,
+        module=placement.module,
+    )
+
+
+def _environment(launch: Launch) -> dict[str, str]:
+    here = launch.processes
+    if launch.hosts:
+        here = max((host.slots for host in launch.hosts if host.is_here), default=1)
+    made = environment.worker_environment(
+        os.environ, here, environment.has_gpus() and environment.gpus() > 0, environment.cores()
+    )
+    if launch.gpu_ids is not None:
+        # The command names them; deepspeed refuses to be told twice.
+        del made["CUDA_VISIBLE_DEVICES"]
+    if is_local(launch.hosts):
+        made["ONWARD_STDIN"] = "held"
+        return made
+    file = launch.folder / "environment"
+    write_atomically(file, format_exports(exports(os.environ, own_files(os.environ))))
+    made["DS_ENV_FILE"] = str(file)
+    return made
+
+
+def _require_operators(prepared: dict[str, str], tell: Tell) -> None:
+    """Built, and no stale lock in the way of loading them."""
+    folder = environment.extensions_folder(prepared)
+    jit.refuse_stale_locks(folder)
+    if jit.is_built(folder):
+        return
+    tell("building DeepSpeed's operator for the CPU; once, 1-2 minutes")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher.jit"],
+        env=prepared,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _, said = process.communicate()
+    finally:
+        end_group(process, grace=1.0)
+    if process.returncode != 0:
+        kinds = {kind.exit_code: kind for kind in BY_NAME.values()}
+        kind = kinds.get(process.returncode, OnwardError)
+        raise kind(said.strip().removeprefix("error: "))
+
+
+def _judge(run: RunFolder, launch: Launch, code: int, log: Path) -> None:
+    """Raise what went wrong, if anything did; deepspeed's exit code alone does not tell."""
+    undone = [name for name in launch.stages if not _is_done(run, name)]
+    if not undone:
+        return
+    outcomes = read_outcomes(launch.folder)
+    error = explain(outcomes, launch.world, code, log)
+    _mark_failed(run, undone, error)
+    raise error
+
+
+def _is_done(run: RunFolder, name: str) -> bool:
+    status = run.status(name)
+    return status is not None and status.state == "done"
+
+
+def _mark_failed(run: RunFolder, names: Sequence[str], error: BaseException) -> None:
+    for name in names:
+        chain.fail(run, name, error)

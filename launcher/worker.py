@@ -1,0 +1,263 @@
+"""What each rank runs: ``deepspeed --hostfile HOSTS --module launcher.worker RECIPE STAGE ...``.
+
+`onward run` starts it so; by hand it does the same, and says on stderr what `onward run` would.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from configs.errors import OnwardError
+from launcher import environment
+
+if TYPE_CHECKING:
+    from configs.stage import StageContext
+    from launcher.links import ChainRecipe
+    from launcher.outcome import Reporter
+    from launcher.run_folder import RunFolder
+
+logger = logging.getLogger("launcher.worker")
+Load = Callable[[Path], "ChainRecipe"]
+MARK = "\x1eonward "
+STAGE_MARK = "\x1estage "
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one rank is asked to do.
+
+    Attributes:
+        folder: where to leave word for the launcher; None if started by hand.
+        replace: stages that may be made anew if the run folder has them from another recipe.
+    """
+
+    recipe: "ChainRecipe"
+    stages: Sequence[str]
+    folder: Path | None
+    replace: frozenset[str]
+
+
+def main(arguments: Sequence[str] | None = None, load: Load | None = None) -> None:
+    """Run the named stages on this rank; exits with the code of the error's kind.
+
+    ``load`` reads the recipe; None: ``launcher.recipe.load_recipe``.
+    """
+    given = _parse(arguments)
+    processes = int(os.environ.get("LOCAL_SIZE", "1"))
+    # Before torch and numpy are imported: they read OMP_NUM_THREADS once.
+    made = environment.worker_environment(
+        os.environ, processes, environment.has_gpus(), environment.cores()
+    )
+    os.environ.update(made)
+    try:
+        recipe = (load or _load_recipe)(given.recipe)
+    except OnwardError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(error.exit_code) from None
+    run(Job(recipe, given.stages, given.report_to, frozenset(given.replace)))
+
+
+def _load_recipe(path: Path) -> "ChainRecipe":
+    from launcher.recipe import load_recipe
+
+    return load_recipe(path)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="deepspeed [--hostfile HOSTS] --module launcher.worker",
+        description="Run stages of a recipe on this rank. The stages before them must be done.",
+        epilog="Example: deepspeed --num_gpus 2 --module launcher.worker runs/q/recipe.yaml dapt",
+    )
+    parser.add_argument("recipe", type=Path, help="the recipe, such as RUN/recipe.yaml")
+    parser.add_argument("stages", nargs="+", metavar="STAGE", help="in the recipe's order")
+    # Not --launch: deepspeed's own parser would take that for the beginning of its --launcher.
+    parser.add_argument("--report_to", type=Path, help="folder to leave word in for the launcher")
+    parser.add_argument("--replace", action="append", default=[], metavar="STAGE")
+    parser.add_argument("--local_rank", type=int, help="given by deepspeed; the environment rules")
+    return parser.parse_args(arguments)
+
+
+def run(job: Job) -> None:
+    """Run a job's stages in the group of all ranks; after an error it does not return."""
+    rank = int(os.environ.get("RANK", "0"))
+    reporter = _reporter(job, rank)
+    _log_progress(job, rank)
+    if reporter:
+        _stop_with_the_launcher(reporter)
+    try:
+        _run_stages(job, reporter)
+    except OnwardError as error:
+        _say_last_word(job, reporter, error, rank)
+        _leave(error.exit_code)
+    except Exception as error:
+        _say_last_word(job, reporter, error, rank)
+        _leave(1)
+    if reporter:
+        reporter.done()
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit at once: an orderly shutdown would wait for ranks that wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _reporter(job: Job, rank: int) -> "Reporter | None":
+    from launcher.outcome import Reporter
+
+    return Reporter(job.folder, rank) if job.folder else None
+
+
+def _say_last_word(job: Job, reporter: "Reporter | None", error: Exception, rank: int) -> None:
+    if not isinstance(error, OnwardError):
+        traceback.print_exception(error)
+    if reporter:
+        reporter.failed(error)
+        return
+    sys.stderr.write(f"rank {rank}: error: {error}\n")
+    _mark_failed(job, error, rank)
+
+
+def _mark_failed(job: Job, error: Exception, rank: int) -> None:
+    """By hand there is no launcher to do it."""
+    from launcher.chain import fail
+    from launcher.run_folder import RunFolder
+
+    if rank == 0:
+        for name in job.stages:
+            fail(RunFolder(job.recipe.output), name, error)
+
+
+def _run_stages(job: Job, reporter: "Reporter | None") -> None:
+    from engine import distributed
+    from launcher import jit
+    from launcher.run_folder import RunFolder
+
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        jit.build_operators()
+    run = RunFolder(job.recipe.output)
+    with _alone(job, run):
+        distributed.start()
+        for name in job.stages:
+            context = _enter(job, run, name)
+            if context is None:
+                continue
+            if reporter:
+                reporter.enters(name)
+            _run_stage(job, run, context)
+        distributed.stop()
+
+
+@contextlib.contextmanager
+def _alone(job: Job, run: "RunFolder") -> Iterator[None]:
+    """Under `onward run` the launcher holds the run folder; by hand rank 0 does."""
+    by_hand = job.folder is None and os.environ.get("RANK", "0") == "0"
+    with run.lock() if by_hand else contextlib.nullcontext():
+        yield
+
+
+def _enter(job: Job, run: "RunFolder", name: str) -> "StageContext | None":
+    """Rank 0 decides and marks the stage as running; the others hear of it."""
+    from engine import distributed
+    from launcher import chain
+
+    context = None
+    if distributed.rank() == 0:
+        context = chain.enter(job.recipe, run, name, job.replace)
+        if context is None:
+            logger.info("%s: done already", name)
+        else:
+            _control(job, f"{STAGE_MARK}{name}")
+            job.recipe.stages[name].check(context)
+    answer: StageContext | None = distributed.broadcast_object(context)
+    return answer
+
+
+def _run_stage(job: Job, run: "RunFolder", context: "StageContext") -> None:
+    from engine import distributed
+    from launcher import chain
+
+    fingerprint = job.recipe.stages[context.name].run(context)
+    distributed.barrier()
+    if distributed.rank() == 0:
+        chain.finish(run, context.name, fingerprint)
+    # The next stage's inputs are read from what rank 0 has just written.
+    distributed.barrier()
+
+
+def _control(job: Job, line: str) -> None:
+    if job.folder:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+
+class _Marked(logging.Formatter):
+    """Marks every line, so that the launcher lets it through to the screen."""
+
+    def __init__(self, mark: str) -> None:
+        super().__init__("%(message)s")
+        self._mark = mark
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(self._mark + line for line in super().format(record).splitlines())
+
+
+def _log_progress(job: Job, rank: int) -> None:
+    """Rank 0's progress and everybody's warnings go to the screen; the rest to the log."""
+    handler = logging.StreamHandler(sys.stderr)
+    mark = MARK if job.folder else ""
+    handler.setFormatter(_Marked(mark if rank == 0 else f"{mark}rank {rank}: "))
+    for name in ("configs", "data_pipeline", "engine", "downstream", "launcher"):
+        package = logging.getLogger(name)
+        package.handlers[:] = [handler]
+        package.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+        package.propagate = False
+
+
+def _stop_with_the_launcher(reporter: "Reporter") -> None:
+    """End at SIGTERM, and when `onward run` is gone: its end of our stdin closes then.
+
+    A thread does it, because the main one may sit in a collective that never returns.
+    """
+    wake, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(woken)
+    local = _has_pipe_for_stdin()
+
+    def watch() -> None:
+        watched = [wake, 0] if local else [wake]
+        while True:
+            ready, _, _ = select.select(watched, [], [])
+            if wake in ready and signal.SIGTERM in os.read(wake, 64):
+                why, code = "SIGTERM", 128 + signal.SIGTERM
+                break
+            if 0 in ready and not os.read(0, 64):
+                why, code = "the launcher is gone", 1
+                break
+        with contextlib.suppress(OSError):
+            reporter.stopped(why)
+        os._exit(code)
+
+    threading.Thread(target=watch, name="stop-with-the-launcher", daemon=True).start()
+
+
+def _has_pipe_for_stdin() -> bool:
+    """True under a local launch; pdsh and ssh hand on no pipe of ours."""
+    return os.environ.get("ONWARD_STDIN") == "held"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""A chain: done stages are skipped, changed ones refused or made anew, broken ones go on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.errors import CheckpointError, DataError, OnwardError, RecipeError, ResourceError
+from launcher import chain
+from launcher.chain import Request
+from launcher.conduct import Conductor
+from launcher.run_folder import RunFolder, Status
+from launcher.start import Placement
+from tests.launcher.toy import Toy, Write
+
+PLAN: dict[str, dict[str, Any]] = {
+    "a": {"kind": "write", "text": "1"},
+    "b": {"kind": "write", "text": "2", "inputs": ["stage:a/out.txt"]},
+    "c": {"kind": "write", "text": "3", "inputs": ["stage:b/out.txt"]},
+    "lone": {"kind": "write", "text": "4"},
+}
+
+
+def recipe(folder: Path, **changes: dict[str, Any]) -> Toy:
+    stages = {name: PLAN[name] | changes.get(name, {}) for name in PLAN}
+    return Toy(name="toy", output=folder / "run", seed=1, stages=stages)  # type: ignore[arg-type]
+
+
+def run(toy: Toy, *stages: str, redo: tuple[str, ...] = ()) -> list[str]:
+    told: list[str] = []
+    request = Request(stages, frozenset(redo))
+    Conductor(toy, request, Placement(), told.append, lambda names, world: None).run()
+    return told
+
+
+def times_run(folder: Path) -> dict[str, int]:
+    paths = {name: folder / "run" / name / "runs" for name in PLAN}
+    return {n: len(p.read_text().splitlines()) if p.exists() else 0 for n, p in paths.items()}
+
+
+def status(folder: Path, name: str) -> Status:
+    found = RunFolder(folder / "run").status(name)
+    assert found is not None
+    return found
+
+
+def test_a_chain_runs_once_and_leaves_its_contract(tmp_path: Path) -> None:
+    run(recipe(tmp_path))
+    assert (tmp_path / "run/c/out.txt").read_text() == "321"
+    made = json.loads((tmp_path / "run/b/status.json").read_text())
+    assert made["state"] == "done"
+    assert made["inputs"] == {"a": status(tmp_path, "a").fingerprint}
+    assert made["outputs"] == ["out.txt", "runs"]
+    assert made["error"] is None
+    provenance = json.loads((tmp_path / "run/provenance.json").read_text())
+    assert provenance["versions"]["torch"]
+    assert provenance["seed"] == 1
+    told = run(recipe(tmp_path))
+    assert told == [f"{name}: done already" for name in PLAN]
+    assert times_run(tmp_path) == dict.fromkeys(PLAN, 1)
+    provenance = json.loads((tmp_path / "run/provenance.json").read_text())
+    assert len(provenance["history"]) == 1
+
+
+def test_named_stages_run_alone_and_need_their_inputs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="stage b reads from stage a, which is not done"):
+        run(recipe(tmp_path), "b")
+    assert not (tmp_path / "run").exists()
+    run(recipe(tmp_path), "a")
+    run(recipe(tmp_path), "b")
+    assert times_run(tmp_path) == {"a": 1, "b": 1, "c": 0, "lone": 0}
+    with pytest.raises(RecipeError, match="no stage 'lon' in this recipe; did you mean 'lone'"):
+        run(recipe(tmp_path), "lon")
+
+
+def test_a_changed_stage_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    run(recipe(tmp_path))
+    before = (tmp_path / "run/recipe.yaml").read_text()
+    with pytest.raises(CheckpointError) as caught:
+        run(recipe(tmp_path, b={"text": "9"}))
+    assert 'text: "2" -> "9"' in str(caught.value)
+    assert "--redo b" in str(caught.value)
+    assert (tmp_path / "run/recipe.yaml").read_text() == before
+
+
+def test_redo_makes_it_anew_with_all_that_is_built_on_it(tmp_path: Path) -> None:
+    run(recipe(tmp_path))
+    run(recipe(tmp_path, b={"text": "9"}), redo=("b",))
+    assert (tmp_path / "run/c/out.txt").read_text() == "391"
+    assert times_run(tmp_path) == dict.fromkeys(PLAN, 1)
+
+
+def test_redo_that_makes_the_same_leaves_the_rest(tmp_path: Path) -> None:
+    run(recipe(tmp_path))
+    (tmp_path / "run/c/mine").touch()
+    told = run(recipe(tmp_path), redo=("b",))
+    assert told == ["a: done already", "b: running", "c: done already", "lone: done already"]
+    assert (tmp_path / "run/c/mine").exists()
+
+
+def test_another_seed_is_another_recipe(tmp_path: Path) -> None:
+    run(recipe(tmp_path))
+    with pytest.raises(CheckpointError, match="seed: 1 -> 2"):
+        run(recipe(tmp_path).model_copy(update={"seed": 2}))
+
+
+def test_another_version_of_a_stages_code_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(recipe(tmp_path))
+    monkeypatch.setattr(Write, "VERSION", 2)
+    with pytest.raises(CheckpointError, match="version 1 -> 2"):
+        run(recipe(tmp_path))
+
+
+def test_a_failed_stage_says_why_and_goes_on_next_time(tmp_path: Path) -> None:
+    needed = tmp_path / "needed"
+    toy = recipe(tmp_path, c={"needs": str(needed)})
+    needed.touch()
+    run(toy, "a", "b")
+    needed.unlink()
+    with pytest.raises(DataError, match="nothing at"):
+        run(toy)
+    assert RunFolder(tmp_path / "run").status("c") is None
+    needed.touch()
+    run(toy)
+    assert times_run(tmp_path) == dict.fromkeys(PLAN, 1)
+
+
+def test_an_unexpected_exception_marks_the_stage_as_failed(tmp_path: Path) -> None:
+    toy = recipe(tmp_path, b={"text": "break"})
+    with pytest.raises(KeyError):
+        run(toy)
+    failed = status(tmp_path, "b")
+    assert failed.state == "failed"
+    assert failed.error is not None
+    assert (failed.error.kind, failed.error.exit_code) == ("KeyError", 1)
+
+
+def test_check_writes_nothing_and_sees_what_a_later_stage_lacks(tmp_path: Path) -> None:
+    toy = recipe(tmp_path, lone={"needs": str(tmp_path / "gone")})
+    told: list[str] = []
+    conductor = Conductor(toy, Request(), Placement(), told.append, lambda names, world: None)
+    with pytest.raises(DataError, match="gone"):
+        conductor.check()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_removed_input_is_made_again_and_what_is_built_on_it_kept(tmp_path: Path) -> None:
+    run(recipe(tmp_path))
+    RunFolder(tmp_path / "run").discard("a")
+    assert chain.survey(recipe(tmp_path), RunFolder(tmp_path / "run"))["c"].state == "waiting"
+    run(recipe(tmp_path))
+    assert times_run(tmp_path) == dict.fromkeys(PLAN, 1)
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.lock(), pytest.raises(ResourceError, match=r"in use by process \d+ on "):
+        run(recipe(tmp_path))
+    run(recipe(tmp_path))
+
+
+def test_the_lock_is_held_while_stages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[OnwardError] = []
+
+    def intrude(self: Write, context: object) -> None:
+        del self, context
+        try:
+            with RunFolder(tmp_path / "run").lock():
+                pass
+        except OnwardError as error:
+            seen.append(error)
+
+    monkeypatch.setattr(Write, "check", intrude)
+    run(recipe(tmp_path), "a")
+    assert any(isinstance(error, ResourceError) for error in seen)
+
+
+def test_a_damaged_status_is_named(tmp_path: Path) -> None:
+    run(recipe(tmp_path))
+    (tmp_path / "run/b/status.json").write_text('{"state": "do')
+    with pytest.raises(CheckpointError, match=r"(?s)status\.json cannot be read.*--redo b"):
+        run(recipe(tmp_path))
+    run(recipe(tmp_path), redo=("b",))
+    assert times_run(tmp_path) == dict.fromkeys(PLAN, 1)
+
+
+def test_a_resolved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
+    from tests.launcher.toy import load_toy
+
+    run(recipe(tmp_path))
+    told = run(load_toy(tmp_path / "run/recipe.yaml"))
+    assert told == [f"{name}: done already" for name in PLAN]

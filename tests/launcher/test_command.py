@@ -1,0 +1,122 @@
+"""A launch becomes one deepspeed command line, and an environment that reaches every host."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.errors import RecipeError, ResourceError
+from launcher.command import Launch, deepspeed_command
+from launcher.environment import extensions_folder, visible_gpus, worker_environment
+from launcher.exports import exports, format_exports
+from launcher.hosts import Host
+
+RUN = Path("/runs/a")
+
+
+def launch(**changes: object) -> Launch:
+    facts: dict[str, object] = {
+        "recipe": RUN / "recipe.yaml",
+        "stages": ["base", "dapt"],
+        "port": 4000,
+        "folder": RUN / "base/launch",
+        "processes": 2,
+    }
+    return Launch(**(facts | changes))  # type: ignore[arg-type]
+
+
+def test_on_this_machine() -> None:
+    assert deepspeed_command(launch(replace=["dapt"]), ["deepspeed"]) == [
+        "deepspeed",
+        "--hostfile=/dev/null",
+        "--num_gpus=2",
+        "--master_port=4000",
+        "--module",
+        "launcher.worker",
+        "/runs/a/recipe.yaml",
+        "base",
+        "dapt",
+        "--report_to=/runs/a/base/launch",
+        "--replace=dapt",
+    ]
+
+
+def test_on_several_hosts() -> None:
+    hosts = (Host("n1", 4), Host("n2", 8))
+    several = launch(hosts=hosts, hostfile=RUN / "hosts")
+    assert several.world == 12
+    command = deepspeed_command(several, ["deepspeed"])
+    assert command[1:4] == ["--hostfile=/runs/a/hosts", "--master_port=4000", "--module"]
+
+
+def test_a_hostfile_that_names_this_machine_alone_needs_no_ssh() -> None:
+    alone = launch(hosts=(Host("localhost", 2),), hostfile=RUN / "hosts")
+    command = deepspeed_command(alone, ["deepspeed"])
+    assert {"--no_ssh_check", "--master_addr=127.0.0.1"} <= set(command)
+
+
+def test_chosen_gpus_are_named() -> None:
+    command = deepspeed_command(launch(gpu_ids=[2, 5, 7]), ["deepspeed"])
+    assert command[1:3] == ["--hostfile=/dev/null", "--include=localhost:2,5"]
+    with pytest.raises(ResourceError, match="CUDA_VISIBLE_DEVICES=2 shows fewer"):
+        deepspeed_command(launch(gpu_ids=[2]), ["deepspeed"])
+
+
+@pytest.mark.parametrize("path", ["/runs/a b", "/runs/$HOME", "/runs/`id`", "/runs/a;b", "/r'"])
+def test_a_path_that_a_remote_shell_would_change_is_refused(path: str) -> None:
+    folder = Path(path)
+    here = deepspeed_command(launch(recipe=folder, folder=folder), ["deepspeed"])
+    assert path in here
+    far = launch(recipe=folder, folder=folder, hosts=(Host("n1", 1), Host("n2", 1)), hostfile=RUN)
+    with pytest.raises(RecipeError, match="hands this to a shell"):
+        deepspeed_command(far, ["deepspeed"])
+
+
+def test_workers_without_gpus_share_the_cores() -> None:
+    made = worker_environment({"ONWARD_CACHE": "/cache"}, 2, gpus_here=0, core_count=6)
+    assert made["DS_ACCELERATOR"] == "cpu"
+    assert made["OMP_NUM_THREADS"] == "3"
+    assert made["TORCH_EXTENSIONS_DIR"].startswith("/cache/extensions/torch-")
+    assert (Path(made["PYTHONPATH"]) / "launcher/worker.py").is_file()
+    assert "DS_ACCELERATOR" not in worker_environment({}, 2, gpus_here=2, core_count=6)
+
+
+def test_what_the_user_set_stays() -> None:
+    mine = {
+        "OMP_NUM_THREADS": "7",
+        "TORCH_EXTENSIONS_DIR": "/mine",
+        "PYTHONPATH": "/first:/second",
+        "DS_ACCELERATOR": "cuda",
+    }
+    made = worker_environment(mine, 4, gpus_here=0, core_count=1)
+    assert made["PYTHONPATH"].endswith(":/first:/second")
+    assert {name: made[name] for name in mine if name != "PYTHONPATH"} == {
+        name: value for name, value in mine.items() if name != "PYTHONPATH"
+    }
+    assert extensions_folder(mine) == Path("/mine")
+
+
+def test_visible_gpus_are_numbers() -> None:
+    assert visible_gpus({}) is None
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3, 1"}) == [3, 1]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
+    with pytest.raises(RecipeError, match="expected numbers"):
+        visible_gpus({"CUDA_VISIBLE_DEVICES": "GPU-8a1"})
+
+
+def test_other_hosts_get_the_users_own_file_and_no_secret(tmp_path: Path) -> None:
+    own = tmp_path / ".deepspeed_env"
+    own.write_text("GLOO_SOCKET_IFNAME=eth1\n# a comment\n\nMINE=1=2\n")
+    here = {"HF_TOKEN": "secret", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+    made = exports(here, [own, tmp_path / "absent"])
+    assert made == {"HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "eth1", "MINE": "1=2"}
+    own.write_text("A=1\nbroken\n")
+    with pytest.raises(RecipeError, match=r"\.deepspeed_env:2: expected NAME=value"):
+        exports(here, [own])
+
+
+def test_values_reach_other_hosts_literally() -> None:
+    assert format_exports({"A": "plain/1", "B": 'a $b "c" `d` \\e'}) == (
+        'A=plain/1\nB=a \\$b \\"c\\" \\`d\\` \\\\e\n'
+    )
+    with pytest.raises(RecipeError, match="line break"):
+        format_exports({"A": "a\nb"})

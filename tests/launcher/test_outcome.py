@@ -1,0 +1,84 @@
+"""Out of what the ranks leave, the one error that explains the end."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.errors import DataError, LaunchError, NumericalError, OnwardError
+from launcher.outcome import Outcome, Reporter, explain, read_outcomes
+
+ECHO = "Read error [127.0.0.1]: Connection reset by peer. GLHF"
+
+
+def outcome(rank: int, **facts: str) -> Outcome:
+    return Outcome(**({"rank": rank, "host": "h", "pid": 100 + rank, "stage": "base"} | facts))  # type: ignore[arg-type]
+
+
+def error(rank: int, kind: str, message: str) -> Outcome:
+    return outcome(rank, state="error", kind=kind, message=message, traceback="/t.txt")
+
+
+def test_an_error_for_a_person_comes_before_its_echoes(tmp_path: Path) -> None:
+    found = explain(
+        [
+            error(0, "RuntimeError", ECHO),
+            error(1, "KeyError", "x"),
+            error(2, "NumericalError", "loss at step 7"),
+        ],
+        3,
+        1,
+        tmp_path,
+    )
+    assert isinstance(found, NumericalError)
+    assert str(found) == "loss at step 7"
+
+
+def test_an_unexpected_exception_names_rank_and_traceback(tmp_path: Path) -> None:
+    found = explain([error(0, "RuntimeError", ECHO), error(1, "KeyError", "x")], 2, 1, tmp_path)
+    assert type(found) is OnwardError
+    assert "rank 1 (process 101 on h) failed unexpectedly: KeyError: x" in str(found)
+    assert "/t.txt" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "name"), [(247, "SIGKILL"), (245, "SIGSEGV"), (-9, "SIGKILL"), (1, "not known")]
+)
+def test_a_rank_without_a_last_word_was_killed(tmp_path: Path, code: int, name: str) -> None:
+    outcomes = [error(0, "RuntimeError", ECHO), outcome(1), outcome(2, state="stopped")]
+    found = explain(outcomes, 3, code, tmp_path)
+    assert isinstance(found, LaunchError)
+    assert "rank 1 (process 101 on h): killed" in str(found)
+    assert name in str(found)
+
+
+def test_processes_that_never_came_up_show_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "launcher.log"
+    log.write_text("".join(f"line {n}\n" for n in range(40)))
+    found = explain([], 2, 1, log)
+    assert isinstance(found, LaunchError)
+    assert "0 of 2 processes came up" in str(found)
+    assert "line 39" in str(found)
+    assert "line 20" not in str(found)
+
+
+class SpecialError(DataError):
+    """A kind that only its own module knows."""
+
+
+def test_a_reporter_leaves_the_nearest_known_kind(tmp_path: Path) -> None:
+    reporter = Reporter(tmp_path, rank=3)
+    reporter.enters("dapt")
+    reporter.failed(SpecialError("row 9"))
+    (left,) = read_outcomes(tmp_path)
+    assert (left.rank, left.stage, left.kind, left.message) == (3, "dapt", "DataError", "row 9")
+    assert isinstance(explain([left], 1, 3, tmp_path), DataError)
+
+
+def test_a_reporter_keeps_the_traceback_of_the_unforeseen(tmp_path: Path) -> None:
+    reporter = Reporter(tmp_path, rank=0)
+    try:
+        {}["gone"]
+    except KeyError as caught:
+        reporter.failed(caught)
+    (left,) = read_outcomes(tmp_path)
+    assert "KeyError: 'gone'" in Path(left.traceback).read_text()

@@ -1,0 +1,160 @@
+"""Metrics: the numbers of a run, the same whether it was interrupted or not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.errors import DataError, NumericalError, ResourceError
+from engine.hooks import JsonLines, MetricsHook
+from engine.protocols import Progress
+from tests.engine.checkpoint.fakes import ThreadRank, on_ranks
+from tests.engine.hooks.fakes import SOURCES, FakeBackend, FixedThroughput, Kept, record
+
+TIMING = ("seconds", "tokens_per_second")
+
+
+def hook(path: Path, every: int = 2, steps: int = 7, **more: Any) -> MetricsHook:
+    return MetricsHook(path, SOURCES, every, steps, FixedThroughput(), **more)
+
+
+def drive(metrics: MetricsHook, backend: Any, first: int, last: int) -> None:
+    """The steps that end as numbers ``first`` to ``last``."""
+    metrics.on_start(backend, Progress(first - 1))
+    for step in range(first, last + 1):
+        metrics.after_step(backend, Progress(step), record(step, backend.rank, backend.world))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def untimed(path: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in lines(path)]
+
+
+def test_a_line_holds_the_means_since_the_line_before(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    drive(hook(path), FakeBackend(), 1, 7)
+    written = lines(path)
+    assert [line["step"] for line in written] == [2, 4, 6, 7]
+    third, fourth = record(3), record(4)
+    line = written[1]
+    targets = float(third.counts[0] + fourth.counts[0])
+    losses = third.losses.double() + fourth.losses.double()
+    assert line["loss"] == float(losses[0]) / targets
+    assert line["sources"]["domain"]["loss"] == float(losses[2]) / 10
+    assert line["sources"]["domain"]["share"] == (13 + 14) / (2 * 20 + 13 + 14)
+    assert line["tokens"] == sum(20 + 10 + step for step in range(1, 5))
+    assert line["sources"]["domain"]["tokens"] == sum(10 + step for step in range(1, 5))
+    assert (line["lr"], line["grad_norm"], line["mfu"]) == (0.1 / 4, 4.0, 0.5)
+    assert line["tokens_per_second"] == pytest.approx((33 + 34) / 4, rel=0.2)
+    assert line["seconds"] >= 8
+
+
+def test_ranks_add_up_and_only_the_first_writes(tmp_path: Path) -> None:
+    def act(ranks: ThreadRank) -> int:
+        backend = FakeBackend(ranks)
+        drive(hook(tmp_path / f"{backend.rank}.jsonl"), backend, 1, 7)
+        return backend.reductions
+
+    # Between logged steps nothing is exchanged: a reduction for each line and no more.
+    assert on_ranks(2, act) == [4, 4]
+    assert not (tmp_path / "1.jsonl").exists()
+    first = lines(tmp_path / "0.jsonl")[0]
+    total = sum(
+        float(record(step, rank, 2).losses[0].double()) for step in (1, 2) for rank in (0, 1)
+    )
+    assert first["loss"] == total / float(record(1).counts[0] + record(2).counts[0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(every=st.integers(1, 4), saved=st.integers(1, 11), lost=st.integers(0, 5))
+def test_a_resumed_run_writes_the_lines_of_an_uninterrupted_one(
+    tmp_path_factory: pytest.TempPathFactory, every: int, saved: int, lost: int
+) -> None:
+    folder = tmp_path_factory.mktemp("metrics")
+    whole, path = folder / "whole.jsonl", folder / "metrics.jsonl"
+    steps = 12
+    drive(hook(whole, every, steps), FakeBackend(), 1, steps)
+
+    first = hook(path, every, steps)
+    backend = FakeBackend()
+    drive(first, backend, 1, saved)
+    state = json.loads(json.dumps(first.state_dict()))
+    for step in range(saved + 1, min(saved + lost, steps) + 1):
+        first.after_step(backend, Progress(step), record(step))
+    with path.open("a") as file:
+        file.write('{"step": 99, "lo')
+    second = hook(path, every, steps)
+    second.load_state_dict(state)
+    drive(second, FakeBackend(), saved + 1, steps)
+    assert untimed(path) == untimed(whole)
+
+
+def test_a_run_that_starts_anew_keeps_no_old_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    drive(hook(path), FakeBackend(), 1, 5)
+    drive(hook(path), FakeBackend(), 1, 2)
+    assert [line["step"] for line in lines(path)] == [2]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("when", ["logged", "saved"])
+def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_the_step(
+    tmp_path: Path, bad: float, when: str
+) -> None:
+    def act(ranks: ThreadRank) -> None:
+        backend: Any = FakeBackend(ranks)
+        metrics = hook(tmp_path / "metrics.jsonl", every=5)
+        metrics.on_start(backend, Progress(10))
+        for step in range(11, 16 if when == "logged" else 15):
+            changes = {}
+            if ranks.rank() == 1 and step >= 13:
+                changes["losses"] = torch.tensor([bad, 1.0, bad])
+            metrics.after_step(backend, Progress(step), record(step, ranks.rank(), 2, **changes))
+        metrics.state_dict()
+
+    outcomes = on_ranks(2, act)
+    assert [type(outcome) for outcome in outcomes] == [NumericalError] * 2
+    for outcome in outcomes:
+        assert str(outcome).startswith("step 13: the loss is not finite on rows of domain;")
+    assert lines(tmp_path / "metrics.jsonl") == []
+
+
+def test_what_is_no_number_is_null(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics, backend = hook(path, every=1), FakeBackend()
+    metrics.on_start(backend, Progress())
+    counts = torch.tensor([4.0, 8.0, 4.0, 0.0, 8.0, 0.0], dtype=torch.float64)
+    step = record(1, counts=counts, gradient_norm=float("inf"))
+    metrics.after_step(backend, Progress(1), step)
+    (line,) = lines(path)
+    assert line["grad_norm"] is None
+    assert line["sources"]["domain"] == {"tokens": 0, "loss": None, "share": 0.0}
+
+
+def test_sinks_get_the_same_numbers(tmp_path: Path) -> None:
+    kept = Kept()
+    drive(hook(tmp_path / "metrics.jsonl", sinks=[kept]), FakeBackend(), 1, 4)
+    assert [(kind, {"step": step, **numbers}) for kind, step, numbers in kept.written] == [
+        ("train", line) for line in lines(tmp_path / "metrics.jsonl")
+    ]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+    with pytest.raises(DataError, match=rf"{path}:2: no JSON object"):
+        JsonLines(path).cut_after(3)
+    assert path.read_text().count("\n") == 3
+
+
+def test_a_disk_error_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(ResourceError, match=r"metrics\.jsonl: Is a directory.*bytes are free"):
+        JsonLines(tmp_path / "metrics.jsonl").append({"step": 1})

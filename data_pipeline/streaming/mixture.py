@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,24 +94,28 @@ class Mixture:
         if quota.shape[1] == 1:
             source, rank = np.zeros_like(place), place
         else:
-            pattern = self._patterns(blocks, quota[phase], seed)
-            source, rank = pattern[row, place], _ranks(pattern, quota.shape[1])[row, place]
+            patterns = [
+                _pattern(self.phases[at].quotas, keyed(seed, "block", block))
+                for at, block in zip(phase.tolist(), blocks.tolist(), strict=True)
+            ]
+            source = np.stack([pattern.source for pattern in patterns])[row, place]
+            rank = np.stack([pattern.count for pattern in patterns])[row, place]
         at = phase[row]
         since = blocks[row] - first_blocks[at]
         return Draws(source, before[at, source] + since * quota[at, source] + rank)
 
-    def _patterns(
-        self, blocks: NDArray[np.int64], quota: NDArray[np.int64], seed: int
-    ) -> NDArray[np.int64]:
-        """The source at each place of each block, int64 [blocks, block]."""
-        keys = np.array([keyed(seed, "block", block) for block in blocks.tolist()], np.uint64)
-        places = np.broadcast_to(np.arange(self.block), (len(blocks), self.block))
-        slots = permute(places, self.block, keys[:, None])
-        edges = np.cumsum(quota, axis=1)
-        source = np.zeros_like(slots)
-        for edge in edges.T[:-1]:
-            source += slots >= edge[:, None]
-        return source
+
+@lru_cache(maxsize=256)
+def _pattern(quotas: tuple[int, ...], key: int) -> Draws:
+    """The draws of one block; kept, since many steps in a row read from the same one."""
+    block = sum(quotas)
+    slots = permute(np.arange(block), block, key)
+    source = np.searchsorted(np.cumsum(quotas), slots, "right")
+    count = np.empty_like(source)
+    for number in range(len(quotas)):
+        own = source == number
+        count[own] = np.arange(np.count_nonzero(own))
+    return Draws(source, count)
 
 
 def quotas(weights: Mapping[str, float], block: int) -> tuple[int, ...]:
@@ -133,12 +138,3 @@ def quotas(weights: Mapping[str, float], block: int) -> tuple[int, ...]:
             )
             raise RecipeError(msg)
     return tuple(whole)
-
-
-def _ranks(pattern: NDArray[np.int64], sources: int) -> NDArray[np.int64]:
-    """How often each place's source stands before it in its block."""
-    rank = np.empty_like(pattern)
-    for source in range(sources):
-        own = pattern == source
-        rank[own] = (np.cumsum(own, axis=1) - 1)[own]
-    return rank

@@ -170,38 +170,38 @@ class RowReader:
         starts = np.concatenate([group.starts for group in groups])
         tiles = _tile(counts, lengths + len(self.prefix) + len(self.suffix), self.length)
         rows = _Rows.empty(len(counts), self.length)
-        flat = np.arange(len(rows.tokens))
         np.copyto(rows.segments, np.repeat(tiles.segments, tiles.sizes))
-        np.subtract(
-            flat, np.repeat(tiles.begins, tiles.sizes), out=rows.positions, casting="unsafe"
-        )
+        begins = np.repeat(tiles.begins.astype(np.int32), tiles.sizes)
+        np.subtract(np.arange(len(begins), dtype=np.int32), begins, out=rows.positions)
         # Padding goes on where its row's last piece ends, so that no strange page is touched.
         shifts = np.empty_like(tiles.sizes)
         shifts[tiles.pieces] = starts - tiles.begins[tiles.pieces] - len(self.prefix)
         shifts[tiles.paddings] = shifts[tiles.paddings - 1]
-        flat += np.repeat(shifts, tiles.sizes)
+        places = np.repeat(shifts, tiles.sizes)
+        places += np.arange(len(places))
         first = 0
         for group in groups:
             part = slice(first, first + len(group.counts) * self.length)
-            rows.tokens[part] = group.tokens.take(flat[part], mode="clip")
-            group.annotations.take(flat[part], mode="clip", out=rows.annotations[part])
+            rows.tokens[part] = group.tokens.take(places[part], mode="clip")
+            group.annotations.take(places[part], mode="clip", out=rows.annotations[part])
             first = part.stop
         self._add_special(rows, tiles)
         return rows
 
     def _add_special(self, rows: "_Rows", tiles: "_Tiles") -> None:
-        np.equal(rows.segments, 0, out=rows.special)
-        rows.tokens[rows.special] = self.padding
-        rows.positions[rows.special] = 0
         begins = tiles.begins[tiles.pieces]
         ends = begins + tiles.sizes[tiles.pieces]
+        padding = np.flatnonzero(rows.segments == 0)
+        rows.special.fill(False)  # noqa: FBT003 -- numpy's own signature
+        rows.positions[padding] = 0
         for places, ids in (
+            (padding, np.int32(self.padding)),
             (begins[:, None] + np.arange(len(self.prefix)), self.prefix),
             (ends[:, None] + np.arange(-len(self.suffix), 0), self.suffix),
         ):
             rows.tokens[places] = ids
+            rows.annotations[places] = 0
             rows.special[places] = True
-        rows.annotations[rows.special] = 0
 
     def _examples(self, picks: Picks, order: NDArray[np.int64], rows: "_Rows") -> list[Example]:
         digests = [source.digest63 for source in self.sources]

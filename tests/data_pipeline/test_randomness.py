@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +31,14 @@ def test_the_next_seed_digest_sample_epoch_and_purpose_each_draw_afresh(key, see
     ]
     assert len({draw.tobytes() for draw in draws}) == len(draws)
     assert generator(seed, key).random(4).tobytes() == draws[0].tobytes()
+
+
+def test_it_is_numpys_philox_under_this_key_and_counter():
+    key = ExampleKey(0, 2**62 + 1, 5, 2)
+    low = 7 ^ (key.digest * 0x9E3779B97F4A7C15) % 2**64
+    words, counter = np.array([low, key.digest], np.uint64), np.array([0, 5, 2, 9], np.uint64)
+    plain = np.random.Generator(np.random.Philox(key=words, counter=counter))
+    assert generator(7, key, purpose=9).random(9).tolist() == plain.random(9).tolist()
 
 
 def test_draws_do_not_run_into_those_of_the_next_sample():

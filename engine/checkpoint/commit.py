@@ -6,6 +6,7 @@ process leaves behind bears another name. No torch is needed to write, verify or
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ MANIFEST = "manifest.json"
 FORMAT = "onward-checkpoint-1"
 ASIDE = ".tmp-"
 _BLOCK = 1 << 22
+_UNIQUE = "-[0-9a-f]{8}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +118,12 @@ def aside(final: Path) -> Path:
     return folder
 
 
-def remove_leftovers(parent: Path, name: str = "") -> None:
-    """Delete what a killed writer of ``name`` (of anything, if empty) left in ``parent``."""
-    for entry in sorted(parent.glob(f"{ASIDE}{name}*")):
-        remove(entry)
+def remove_leftovers(parent: Path, name: str | None = None) -> None:
+    """Delete what a killed writer of ``name`` (None: of anything) left in ``parent``."""
+    written = re.compile(re.escape(ASIDE) + (".*" if name is None else re.escape(name) + _UNIQUE))
+    for entry in sorted(parent.iterdir()):
+        if written.fullmatch(entry.name):
+            remove(entry)
 
 
 def remove(entry: Path) -> None:

@@ -198,6 +198,16 @@ def test_damage_to_an_export_is_named(finished: Path, tmp_path: Path) -> None:
     assert describe(copy)["intact"] is False
 
 
+def test_only_its_own_leftovers_are_cleared(finished: Path) -> None:
+    mine, other = finished / ".tmp-export-0123abcd", finished / ".tmp-exports-0123abcd"
+    mine.mkdir()
+    other.mkdir()
+    again(finished, bert(finished))
+    assert not mine.exists()
+    assert other.exists()
+    other.rmdir()
+
+
 def test_a_foreign_folder_is_not_overwritten(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("months of work")
     with pytest.raises(CheckpointError, match="choose an empty folder"):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -254,13 +254,17 @@ def _answer(value: Mapping[str, Any], as_json: bool) -> None:  # noqa: FBT001 --
 
 
 def main() -> None:
-    """Run the command line; every known error is one message on stderr and its kind's exit code."""
-    debug = "--debug" in sys.argv
+    """Run the command line."""
+    # --debug is taken before and after the verb alike.
+    guarded(lambda: app([word for word in sys.argv[1:] if word != "--debug"]))
+
+
+def guarded(run: Callable[[], object]) -> None:
+    """Every known error is one message on stderr and its kind's exit code."""
     try:
-        # Taken before or after the verb alike.
-        app([word for word in sys.argv[1:] if word != "--debug"])
+        run()
     except OnwardError as error:
-        if debug:
+        if "--debug" in sys.argv:
             traceback.print_exception(error)
         _tell(f"error: {error}")
         _error_as_json(error)

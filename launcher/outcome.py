@@ -46,8 +46,13 @@ class Outcome(Config):
     @property
     def is_lost_peer(self) -> bool:
         """An error that only says that another process is gone."""
-        said = self.message.lower()
-        return self.state == "error" and any(sign in said for sign in _LOST_PEER)
+        return self.state == "error" and says_lost_peer(self.message)
+
+
+def says_lost_peer(message: str) -> bool:
+    """Whether an exception's message only tells that another process is gone."""
+    said = message.lower()
+    return any(sign in said for sign in _LOST_PEER)
 
 
 class Reporter:
@@ -73,8 +78,9 @@ class Reporter:
         self._write(state="done")
 
     def stopped(self, why: str) -> None:
-        """It was asked to stop."""
-        self._write(state="stopped", message=why)
+        """It was asked to stop; an error it told of before stays its last word."""
+        if self._outcome.state == "running":
+            self._write(state="stopped", message=why)
 
     def failed(self, error: BaseException) -> None:
         """It raised."""

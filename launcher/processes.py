@@ -44,6 +44,13 @@ def end_group(process: subprocess.Popen[str], grace: float) -> None:
     process.wait()
 
 
+def close_pipes(process: subprocess.Popen[str]) -> None:
+    """Let go of a group that has ended."""
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
 def _wait_until_empty(process: subprocess.Popen[str], seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:

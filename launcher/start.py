@@ -15,7 +15,7 @@ from launcher.exports import exports, format_exports, own_files
 from launcher.hosts import Host, format_hostfile, is_local, read_hostfile
 from launcher.interruption import Interrupted
 from launcher.outcome import explain, read_outcomes
-from launcher.processes import Relay, Tell, end_group, start_group
+from launcher.processes import Relay, Tell, close_pipes, end_group, start_group
 from launcher.run_folder import RunFolder, write_atomically
 
 GRACE_SECONDS = 20.0
@@ -74,6 +74,7 @@ def launch_stages(
     finally:
         end_group(process, GRACE_SECONDS)
         relay.join(timeout=5)
+        close_pipes(process)
     _judge(run, launch, code, relay.log)
 
 

@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,17 +20,19 @@ from typing import TYPE_CHECKING, NoReturn
 
 from configs.errors import OnwardError
 from launcher import environment
+from launcher.outcome import Reporter, says_lost_peer
 
 if TYPE_CHECKING:
     from configs.stage import StageContext
     from launcher.links import ChainRecipe
-    from launcher.outcome import Reporter
     from launcher.run_folder import RunFolder
 
 logger = logging.getLogger("launcher.worker")
 Load = Callable[[Path], "ChainRecipe"]
 MARK = "\x1eonward "
 STAGE_MARK = "\x1estage "
+# deepspeed looks once a second which process has ended, and reports the one it finds first.
+_LET_THE_FIRST_BE_SEEN = 2.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,8 @@ def run(job: Job) -> None:
         _leave(error.exit_code)
     except Exception as error:
         _say_last_word(job, reporter, error, rank)
+        if says_lost_peer(str(error)):
+            time.sleep(_LET_THE_FIRST_BE_SEEN)
         _leave(1)
     if reporter:
         reporter.done()
@@ -114,13 +119,11 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _reporter(job: Job, rank: int) -> "Reporter | None":
-    from launcher.outcome import Reporter
-
+def _reporter(job: Job, rank: int) -> Reporter | None:
     return Reporter(job.folder, rank) if job.folder else None
 
 
-def _say_last_word(job: Job, reporter: "Reporter | None", error: Exception, rank: int) -> None:
+def _say_last_word(job: Job, reporter: Reporter | None, error: Exception, rank: int) -> None:
     if not isinstance(error, OnwardError):
         traceback.print_exception(error)
     if reporter:
@@ -140,7 +143,7 @@ def _mark_failed(job: Job, error: Exception, rank: int) -> None:
             fail(RunFolder(job.recipe.output), name, error)
 
 
-def _run_stages(job: Job, reporter: "Reporter | None") -> None:
+def _run_stages(job: Job, reporter: Reporter | None) -> None:
     from engine import distributed
     from launcher import jit
     from launcher.run_folder import RunFolder
@@ -226,7 +229,7 @@ def _log_progress(job: Job, rank: int) -> None:
         package.propagate = False
 
 
-def _stop_with_the_launcher(reporter: "Reporter") -> None:
+def _stop_with_the_launcher(reporter: Reporter) -> None:
     """End at SIGTERM, and when `onward run` is gone: its end of our stdin closes then.
 
     A thread does it, because the main one may sit in a collective that never returns.

@@ -1,0 +1,105 @@
+"""Launches by the real deepspeed launcher: work, an error, a killed rank, a signal to the run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.errors import LaunchError, RecipeError
+from launcher import environment
+from launcher.chain import Request
+from launcher.conduct import Conductor
+from launcher.run_folder import RunFolder
+from launcher.start import Placement
+from tests.launcher.toy import Toy
+
+pytestmark = pytest.mark.processes
+PLACEMENT = Placement(processes=2, module="tests.launcher.toy")
+
+
+@pytest.fixture(autouse=True)
+def _built_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These stages use no operator of DeepSpeed: none needs building for them."""
+    from launcher import jit
+
+    folder = tmp_path / "extensions"
+    folder.mkdir()
+    (folder / jit._stamp_name()).touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
+
+
+def chain(folder: Path, **stages: dict[str, Any]) -> Toy:
+    return Toy(name="toy", output=folder / "run", seed=1, stages=stages)  # type: ignore[arg-type]
+
+
+def run(toy: Toy) -> list[str]:
+    told: list[str] = []
+    Conductor(toy, Request(), PLACEMENT, told.append, lambda names, world: None).run()
+    return told
+
+
+def gone(pid: int) -> bool:
+    """Ended, or a zombie that nobody reaps here."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_stages_share_a_launch_and_an_error_comes_through_as_one_message(tmp_path: Path) -> None:
+    toy = chain(
+        tmp_path,
+        first={"kind": "write", "text": "1"},
+        work={"kind": "crew", "inputs": ["stage:first/out.txt"]},
+        broken={"kind": "crew", "act": "refuse", "inputs": ["stage:work"]},
+        never={"kind": "crew", "inputs": ["stage:broken"]},
+    )
+    with pytest.raises(RecipeError, match=r"^stage broken: what rank 1 says$"):
+        run(toy)
+    folder = RunFolder(tmp_path / "run")
+    found = {name: folder.status(name) for name in toy.stages}
+    states = {name: status.state if status else None for name, status in found.items()}
+    assert states == {"first": "done", "work": "done", "broken": "failed", "never": None}
+    assert found["work"] is not None
+    assert found["work"].fingerprint == "2"
+    assert found["broken"] is not None
+    assert found["broken"].error is not None
+    assert found["broken"].error.exit_code == 2
+    assert "spawned with command" in (tmp_path / "run/work/launcher.log").read_text()
+
+
+def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match=r"stage crew: rank 1 \(process \d+ on .*SIGKILL"):
+        run(chain(tmp_path, crew={"kind": "crew", "act": "die"}))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_the_run_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"name: toy\noutput: {tmp_path}/run\nstages:\n  crew: {{kind: crew, act: wait}}\n"
+    )
+    command = [sys.executable, "-m", "tests.launcher.toy_run", str(recipe)]
+    env = os.environ | {"PYTHONPATH": str(environment.PROJECT)}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    files = [tmp_path / f"run/crew/pid-{rank}" for rank in range(2)]
+    end = time.monotonic() + 120
+    while not all(file.exists() and file.read_text() for file in files):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == (143 if number == signal.SIGTERM else -9)
+    end = time.monotonic() + 30
+    while not all(gone(int(file.read_text())) for file in files):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    status = RunFolder(tmp_path / "run").status("crew")
+    assert status is not None
+    assert status.state == ("failed" if number == signal.SIGTERM else "running")

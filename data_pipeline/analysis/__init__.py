@@ -1,0 +1,1 @@
+"""What a corpus is like, and how far two corpora lie apart."""

@@ -14,6 +14,7 @@ from configs.errors import DataError, RecipeError
 from configs.schema import Config
 from configs.stage import split_location
 from data_pipeline.randomness import keyed
+from data_pipeline.tokenization import tokenizer_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,7 +61,7 @@ class RandomModel(Config):
         shape = read_shape(self.shape)
         ids = _special_ids(tokenizer)
         try:
-            config = AutoConfig.for_model(**shape, **ids, vocab_size=len(tokenizer))
+            config = AutoConfig.for_model(**shape, **ids, vocab_size=vocabulary_rows(tokenizer))
         except (TypeError, ValueError) as error:
             msg = f"model shape {self.shape}: {error}"
             raise RecipeError(msg) from error
@@ -179,25 +180,25 @@ def load_tokenizer(location: str, locate: Locate) -> "PreTrainedTokenizerBase":
 
 
 def check_tokenizer(location: str, is_made: IsMade, locate: Locate, sha256: str) -> None:
-    """DataError unless ``tokenizer.json`` at a local location has this digest.
+    """DataError unless the tokenizer at a local location gives every text the shards' ids.
 
-    A location that has not been made yet, or lies on the hub, cannot be told before the run.
+    A location that has not been made yet, or lies on the hub, cannot be told before it is loaded.
     """
-    import hashlib
-
     if not is_made(location) or _is_hub_name(location):
         return
-    path = locate(location) / "tokenizer.json"
-    if not path.is_file():
-        msg = f"tokenizer {location}: no tokenizer.json in {path.parent}"
-        raise DataError(msg)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    folder = locate(location)
+    found = tokenizer_sha256(folder)
     if found != sha256:
         msg = (
-            f"tokenizer {location}: {path} has sha256 {found}, but the shards were made with "
+            f"tokenizer {location}: {folder} has digest {found}, but the shards were made with "
             f"{sha256}; prepare the data with this tokenizer, or name the one it was prepared with"
         )
         raise DataError(msg)
+
+
+def vocabulary_rows(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Embeddings that the tokenizer needs: its largest id and one more."""
+    return 1 + int(max(tokenizer.get_vocab().values()))
 
 
 def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int | None]:
@@ -234,10 +235,17 @@ def _sdpa(where: str, architecture: "Architecture") -> Iterator[None]:
 
 def _load(source: str, location: str, architecture: "Architecture") -> "PreTrainedModel":
     import torch
+    from transformers import AutoConfig
 
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        msg = f"model {location}: transformers cannot load it from {source}: {error}"
+        raise DataError(msg) from error
     try:
         model, report = _auto(architecture).from_pretrained(
             source,
+            config=config,
             dtype=torch.float32,
             attn_implementation="sdpa",
             output_loading_info=True,
@@ -265,9 +273,9 @@ def _finished(model: Any, tokenizer: "PreTrainedTokenizerBase", where: str) -> L
     from engine.isolation import check_isolation
 
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    if vocabulary_rows(tokenizer) > rows:
         msg = (
-            f"tokenizer {where} has {len(tokenizer)} tokens, the model {rows} embeddings; "
+            f"tokenizer {where} has {vocabulary_rows(tokenizer)} ids, the model {rows} embeddings; "
             "use the tokenizer that the model was trained with"
         )
         raise DataError(msg)

@@ -43,6 +43,7 @@ class LowRankAdaptation:
         """
         import torch
         from peft import LoraConfig, inject_adapter_in_model
+        from transformers.pytorch_utils import Conv1D
 
         config = self._config
         settings = LoraConfig(
@@ -50,6 +51,8 @@ class LowRankAdaptation:
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
             target_modules=list(config.targets) if config.targets else "all-linear",
+            # GPT-2 keeps its weights transposed.
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in backbone.modules()),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed(self._seed, "lora"))

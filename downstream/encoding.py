@@ -54,9 +54,7 @@ def _encode_side(
     return examples
 
 
-def _example(
-    tokens: Sequence[int], special: Sequence[int], key: ExampleKey, label: int
-) -> Example:
+def _example(tokens: Sequence[int], special: Sequence[int], key: ExampleKey, label: int) -> Example:
     count = len(tokens)
     return Example(
         tokens=np.array(tokens, np.int32),

@@ -56,12 +56,16 @@ class RowOrder:
         rng = np.random.Generator(np.random.Philox(key=keyed(self.seed, "rows", epoch)))
         order = rng.permutation(len(self.lengths))
         batch = self.plan.global_batch
+        # The rows that fill up the batch that the last epoch began, and those that begin one.
+        begun = -epoch * len(order) % batch
+        whole = begun + max(0, len(order) - begun) // batch * batch
         batches: list[NDArray[np.int64]] = []
-        for start in range(0, len(order), POOL * batch):
-            pool = order[start : start + POOL * batch]
+        for start in range(begun, whole, POOL * batch):
+            pool = order[start : min(start + POOL * batch, whole)]
             pool = pool[np.argsort(self.lengths[pool], kind="stable")]
             batches += [pool[i : i + batch] for i in range(0, len(pool), batch)]
-        return np.concatenate([batches[index] for index in rng.permutation(len(batches))])
+        middle = [batches[index] for index in rng.permutation(len(batches))]
+        return np.concatenate([order[:begun], *middle, order[whole:]])
 
 
 def evaluation_batches(lengths: Sequence[int], size: int) -> list[NDArray[np.int64]]:

@@ -214,9 +214,7 @@ def _spreads(
     }
 
 
-def _percentile(
-    resampled: NDArray[np.float64], tail: float, seed: int
-) -> tuple[float, float]:
+def _percentile(resampled: NDArray[np.float64], tail: float, seed: int) -> tuple[float, float]:
     count, seeds = resampled.shape
     drawn = np.random.default_rng([seed, 1]).integers(0, seeds, (count, seeds))
     means = np.take_along_axis(resampled, drawn, axis=1).mean(axis=1)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from downstream.heads import Head
     from engine.protocols import Architecture, Batch, LearnerModule, Loss
 
-WIDTH_STEP = 16
+WIDTH_STEP = 8
 """Rows are padded to a multiple of this: few shapes, for which kernels are prepared once."""
 
 

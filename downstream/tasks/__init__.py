@@ -1,16 +1,8 @@
-"""Tasks. To add one: write its file, then name it here.
-
-A task config has ``load(locate, seed) -> TaskData``, ``check(locate)`` and ``locations()``.
-"""
-
-from typing import Annotated
-
-from pydantic import Field
+"""Labelled tasks, and the stage that makes one. To add one: write its file, name it in stage."""
 
 from downstream.tasks.documentation_part import DocumentationPart
 from downstream.tasks.jsonl import JsonlTask
 from downstream.tasks.rows import LabelledRow, TaskData
+from downstream.tasks.stage import Task, TaskStage
 
-Task = Annotated[DocumentationPart | JsonlTask, Field(discriminator="name")]
-
-__all__ = ["DocumentationPart", "JsonlTask", "LabelledRow", "Task", "TaskData"]
+__all__ = ["DocumentationPart", "JsonlTask", "LabelledRow", "Task", "TaskData", "TaskStage"]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 HIDDEN = "NAME"
 _SUBSTRING_LENGTH = 4
-"""Part names of this many letters are hidden inside words too (TorchDynamo); shorter ones are not."""
+"""Part names this long are hidden inside words, too (TorchDynamo); shorter ones are not."""
 
 
 class DocumentationPart(Config):
@@ -65,7 +65,9 @@ class DocumentationPart(Config):
             for part, found in _by_part(documents, self.shortest).items()
             if len({document.group for document in found}) >= self.files
         }
-        labels = sorted(sorted(by_part, key=lambda part: (-len(by_part[part]), part))[: self.classes])
+        labels = sorted(
+            sorted(by_part, key=lambda part: (-len(by_part[part]), part))[: self.classes]
+        )
         if len(labels) < self.classes:
             msg = (
                 f"task {self.name}: {self.package} has {len(labels)} documented parts "
@@ -102,7 +104,7 @@ class DocumentationPart(Config):
 
 
 def hiding_pattern(package: str, labels: Sequence[str]) -> re.Pattern[str]:
-    """Matches what names a part: dotted names and paths in the package, and the parts' own names."""
+    """Matches what gives a part away: dotted names and paths in the package, the parts' names."""
     stems = sorted({label.strip("_") for label in labels}, key=len, reverse=True)
     long = [re.escape(stem) for stem in stems if len(stem) >= _SUBSTRING_LENGTH]
     short = [re.escape(stem) for stem in stems if len(stem) < _SUBSTRING_LENGTH]

@@ -2,13 +2,19 @@
 
 from collections import Counter
 from statistics import median
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from configs.stage import StageConfig, StageContext
 from downstream.records import write_json
-from downstream.tasks import Task, TaskData
+from downstream.tasks.documentation_part import DocumentationPart
+from downstream.tasks.jsonl import JsonlTask
 from downstream.tasks.reference import reference_scores
-from downstream.tasks.rows import SIDES
+from downstream.tasks.rows import SIDES, TaskData
+
+# A task config has ``load(locate, seed) -> TaskData``, ``check(locate)`` and ``locations()``.
+Task = Annotated[DocumentationPart | JsonlTask, Field(discriminator="name")]
 
 
 class TaskStage(StageConfig):

@@ -293,8 +293,13 @@ def _require_same_tokenizer(name: str, rows: FixedRows, stream: TokenStream) -> 
         raise DataError(msg)
 
 
-def export_step(stage: PretrainStage, context: StageContext, step: int) -> str:
-    """The checkpoint after ``step`` as ``export/``, on this process alone; returns its digest."""
+def export_step(
+    stage: PretrainStage, context: StageContext, step: int, folder: Path | None = None
+) -> str:
+    """The checkpoint after ``step`` as a model folder, on this process alone; returns its digest.
+
+    ``folder`` None: the stage's own ``export/``.
+    """
     from engine.checkpoint import export_model, open_checkpoint
     from engine.checkpoint.save import step_folder
 
@@ -316,7 +321,7 @@ def export_step(stage: PretrainStage, context: StageContext, step: int) -> str:
         learner,
         adaptation,
         tokenizer,
-        context.folder / "export",
+        folder or context.folder / "export",
         lineage,
         np.stack(probe),
     )

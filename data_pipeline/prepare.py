@@ -4,6 +4,7 @@ What comes out does not depend on the number of processes: they get pieces of th
 borders the sources set, and their results are taken in order.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.errors import DataError
+from configs.errors import DataError, ResourceError
 from configs.stage import StageConfig, StageContext
 from data_pipeline.cleaning import CleanTask, Side, Splitter, clean_part
 from data_pipeline.corpus import Corpus, CorpusConfig, keep_firsts, rejected_lines
@@ -81,11 +82,19 @@ class PrepareStage(StageConfig):
         state = _State.open(context, digests)
         if state.fingerprint and self._is_whole(context, state):
             return state.fingerprint
+        if not state.made:
+            _clear(context.folder)
         spool = context.folder / SPOOL
         shutil.rmtree(spool, ignore_errors=True)
         spool.mkdir(parents=True)
         try:
             return self._make(context, state, spool)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            free = shutil.disk_usage(context.folder).free
+            msg = f"{error.filename or context.folder}: no space left ({free:,} bytes); make room"
+            raise ResourceError(msg) from error
         finally:
             shutil.rmtree(spool, ignore_errors=True)
 
@@ -139,26 +148,25 @@ class PrepareStage(StageConfig):
             return chain.from_iterable(corpora[name].texts("train") for name in names)
 
         target = context.folder / "tokenizer"
-        made = tokenizer_sha256(target) if target.is_dir() else None
-        if not state.has("tokenizer", made):
+        if not state.has("tokenizer", _tokenizer_of(target)):
             shutil.rmtree(target, ignore_errors=True)
             building = spool / "tokenizer"
             self.tokenizer.build(building, context.locate, texts)
+            for path in building.iterdir():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
             building.replace(target)
             state.note("tokenizer", tokenizer_sha256(target))
         return tokenizer_record(target)
 
     def _is_whole(self, context: StageContext, state: "_State") -> bool:
         """Whether all that a finished run noted is still there."""
-        try:
-            found = {
-                f"{name}/{side}": _digest_of(_target(context, name, side))
-                for name, corpus in self.corpora.items()
-                for side in corpus.sides
-            }
-            found["tokenizer"] = tokenizer_sha256(context.folder / "tokenizer")
-        except DataError:
-            return False
+        found = {
+            f"{name}/{side}": _digest_of(_target(context, name, side))
+            for name, corpus in self.corpora.items()
+            for side in corpus.sides
+        }
+        found["tokenizer"] = _tokenizer_of(context.folder / "tokenizer")
         return found == state.made
 
 
@@ -268,6 +276,13 @@ class _State:
         temporary.replace(self.path)
 
 
+def _clear(folder: Path) -> None:
+    """Take away what another recipe or other sources gave."""
+    for name in ("tokenizer", "corpora"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / REJECTED).unlink(missing_ok=True)
+
+
 def _target(context: StageContext, name: str, side: Side) -> Path:
     return context.folder / "corpora" / name / side
 
@@ -276,5 +291,13 @@ def _digest_of(folder: Path) -> str | None:
     """Fingerprint of a finished shard folder; None where there is none, or a damaged one."""
     try:
         return ShardedDataset.open(folder).fingerprint
+    except DataError:
+        return None
+
+
+def _tokenizer_of(folder: Path) -> str | None:
+    """Digest of the tokenizer in a folder; None where there is none, or a damaged one."""
+    try:
+        return tokenizer_sha256(folder)
     except DataError:
         return None

@@ -3,9 +3,11 @@
 import re
 import unicodedata
 
-# Control characters but tab and line end, byte order marks within the text, and what cannot be
-# encoded: surrogates, and code points that Unicode will never assign.
-_DROPPED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufdd0-\ufdef]")
+# Control characters but tab and line end, byte order marks within the text, and code points that
+# Unicode keeps out of texts.
+_DROPPED = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufdd0-\ufdef\U0010fffe\U0010ffff]"
+)
 _LINE_END = re.compile("\r\n|[\r\x85\u2028\u2029]")
 _TRAILING = re.compile(r"[^\S\n]+$", re.MULTILINE)
 _SURROGATES = re.compile("[\ud800-\udfff]")

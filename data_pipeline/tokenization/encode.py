@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LONGEST_PIECE = 1 << 18
 """Characters. A longer text is cut between lines and tokenised in pieces: it bounds memory."""
+UNWRITTEN = "\U0010fffe"
+"""A code point that Unicode keeps out of texts."""
 BATCH = 1 << 19
 """Characters that the library is given at once."""
 
@@ -50,9 +52,8 @@ class Encoder:
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer as Backend
 
-        values = json.loads(load_backend(folder).to_str())
-        # Post-processors trim the blank off the tokens' offsets, and add special tokens.
-        self._backend = Backend.from_str(json.dumps(values | {"post_processor": None}))
+        values = _without_special(json.loads(load_backend(folder).to_str()))
+        self._backend = Backend.from_str(json.dumps(values))
         self._backend.encode_special_tokens = True
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         size = max(vocabulary.values()) + 1
@@ -103,6 +104,33 @@ class Encoder:
         sentences &= words
         bits = words * np.uint8(WORD_START) | sentences * np.uint8(SENTENCE_START)
         return bits.astype(np.uint8)
+
+
+def _without_special(values: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json with the same ids that gives no special token for any text.
+
+    Post-processors go: they add special tokens, and trim the blank off the tokens' offsets. The
+    special tokens get names that no text has: a unigram model finds them as pieces otherwise.
+    """
+    model = values["model"]
+    special = {token["content"] for token in values["added_tokens"] if token["special"]}
+    if model["type"] == "BPE":  # reaches pieces by its merges alone, which make no special token
+        special = set()
+    special.discard(model.get("unk_token"))
+
+    def name(token: str) -> str:
+        return f"{UNWRITTEN}{token}" if token in special else token
+
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        vocabulary = {name(token): i for token, i in vocabulary.items()}
+    else:
+        if model.get("unk_id") is not None:
+            special.discard(vocabulary[model["unk_id"]][0])
+        vocabulary = [[name(piece), score] for piece, score in vocabulary]
+    added = [t | {"content": name(t["content"])} for t in values["added_tokens"]]
+    model = model | {"vocab": vocabulary}
+    return values | {"post_processor": None, "model": model, "added_tokens": added}
 
 
 def _continuations(

@@ -46,7 +46,12 @@ def load_backend(folder: Path) -> "Backend":
     """The tokenizers library's object behind a folder, without padding or truncation."""
     from tokenizers import Tokenizer as Backend
 
-    backend = Backend.from_str(json.dumps(_read(folder)))
+    values = _read(folder)
+    try:
+        backend = Backend.from_str(json.dumps(values))
+    except Exception as error:  # the library raises nothing more special
+        msg = f"{folder / FILE}: no tokenizer ({error}); save the tokenizer again"
+        raise DataError(msg) from None
     backend.no_padding()
     backend.no_truncation()
     return backend

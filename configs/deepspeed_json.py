@@ -68,7 +68,7 @@ def gradient_clipping(values: Mapping[str, Any]) -> float:
 def batch_plan(values: Mapping[str, Any], world: int) -> BatchPlan:
     """Split ``train_batch_size`` over ranks and accumulation; RecipeError if it does not divide."""
     if "train_batch_size" not in values:
-        msg = "DeepSpeed config: train_batch_size is missing; Onward keeps the global batch constant"
+        msg = "DeepSpeed config: train_batch_size is missing; it is the constant global batch"
         raise RecipeError(msg)
     total = int(values["train_batch_size"])
     if total % world:
@@ -85,8 +85,8 @@ def batch_plan(values: Mapping[str, Any], world: int) -> BatchPlan:
     asked = values.get("gradient_accumulation_steps", accumulation)
     if asked not in {accumulation, "auto"}:
         msg = (
-            f"DeepSpeed config: gradient_accumulation_steps is {asked}, but train_batch_size {total} "
-            f"= micro batch {micro} x ranks {world} x accumulation {accumulation}"
+            f"DeepSpeed config: gradient_accumulation_steps is {asked}, but train_batch_size "
+            f"{total} = micro batch {micro} x ranks {world} x accumulation {accumulation}"
         )
         raise RecipeError(msg)
     return BatchPlan(total, micro, accumulation, world)

@@ -123,7 +123,10 @@ def recipe(data: Path, output: Path) -> dict:
                     "packing": {"name": "best_fit"},
                     "sources": {
                         "domain": {"shards": "stage:prepare/corpora/domain/train", "weight": 0.75},
-                        "general": {"shards": "stage:prepare/corpora/general/train", "weight": 0.25},
+                        "general": {
+                            "shards": "stage:prepare/corpora/general/train",
+                            "weight": 0.25,
+                        },
                     },
                 },
                 "penalties": [{"name": "l2_sp", "strength": 0.01}],

@@ -87,7 +87,8 @@ def test_a_killed_run_ends_with_the_same_losses_bit_for_bit(finished, killed, st
 def test_a_killed_run_ends_with_the_same_model_and_answers(finished, killed):
     for stage in TRAINED:
         first, second = (
-            (run / stage / "export" / "model.safetensors").read_bytes() for run in (finished, killed)
+            (run / stage / "export" / "model.safetensors").read_bytes()
+            for run in (finished, killed)
         )
         assert first == second
     scores = [
@@ -113,7 +114,8 @@ text = tokenizer("kalo miren tosva", return_tensors="pt")
 with torch.no_grad():
     loss = float(model(**text, labels=text["input_ids"]).loss)
 assert not any(name.split(".")[0] in {"engine", "configs", "launcher"} for name in sys.modules)
-print(json.dumps({"tied": tied, "loss": loss, "unk": tokenizer.unk_token_id in text["input_ids"][0]}))
+unknown = tokenizer.unk_token_id in text["input_ids"][0]
+print(json.dumps({"tied": tied, "loss": loss, "unknown": unknown}))
 """
     folder = finished / "dapt" / "export"
     seen = subprocess.run(
@@ -125,7 +127,7 @@ print(json.dumps({"tied": tied, "loss": loss, "unk": tokenizer.unk_token_id in t
     )
     answer = json.loads(seen.stdout)
     assert answer["tied"]
-    assert not answer["unk"]
+    assert not answer["unknown"]
     assert answer["loss"] < 6
     card = json.loads((folder / "onward.json").read_text())
     verified = card["verification"]
@@ -140,7 +142,7 @@ def test_every_stage_is_done_and_the_report_says_so(finished):
     assert set(states.values()) == {"done"}
     assert len(states) == 8
     html = (finished / "report" / "index.html").read_text()
-    assert "src=\"http" not in html
+    assert 'src="http' not in html
     assert (finished / "report" / "report.md").exists()
     assert json.loads((finished / "report" / "report.json").read_text())
     assert list((finished / "base" / "tensorboard").glob("events*"))

@@ -112,6 +112,9 @@ def _check_zero(values: Mapping[str, Any]) -> None:
             "because the optimizer comes from the recipe"
         )
         raise RecipeError(msg)
+    if not zero.get("compute_grad_norm", True):
+        msg = "DeepSpeed config: compute_grad_norm must not be false: each step tells its norm"
+        raise RecipeError(msg)
     if zero.get("zenflow"):
         msg = "DeepSpeed config: zenflow is not supported; remove it"
         raise RecipeError(msg)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.engine import tiny
 from tests.engine.backends import zero_worker as worker
 
 pytestmark = pytest.mark.processes
@@ -129,6 +130,11 @@ def test_fp16_resumes_with_its_loss_scale(answers):
         pytest.skip(answers["fp16 refused"])
     assert answers["fp16 extra"]["skipped_steps"] > 0
     same(answers["fp16 to 1"], answers["on fp16"], EXACT)
+
+
+def test_stage_3_gives_the_plain_curve_for_every_architecture(answers):
+    for shape in tiny.SHAPES[1:]:
+        same(answers[shape], worker.curve(worker.plain(shape=shape), stop=3), FLOAT32)
 
 
 def test_rotary_frequencies_stay_in_fp32(answers):

@@ -68,11 +68,13 @@ def zero(
     return DeepSpeedZero(config=values).build(learner, AdamW(lr=PEAK), penalties, seed=0)
 
 
-def plain(pull: float = 0.0, precision: str = "fp32", **more: Any) -> Backend:
+def plain(
+    pull: float = 0.0, precision: str = "fp32", shape: str = "bert_tiny", **more: Any
+) -> Backend:
     penalties = [StartingPoint(strength=pull).build()] if pull else []
     mixed = {} if precision == "fp32" else {precision: {"enabled": True}}
     config = Plain(config={"train_batch_size": 8, **mixed, **more})
-    learner = tiny.learner(Path(tempfile.mkdtemp()))
+    learner = tiny.learner(Path(tempfile.mkdtemp()), shape)
     return config.build(learner, AdamW(lr=PEAK), penalties, seed=0)
 
 
@@ -177,6 +179,8 @@ def half_precision(answers: Answers) -> None:
 
 
 def architectures(answers: Answers) -> None:
+    for shape in tiny.SHAPES[1:]:
+        answers[shape] = curve(zero(settings(3), shape=shape), stop=3)
     for stage in (1, 3):
         llama = zero(settings(stage, "bf16"), shape="llama_tiny")
         curve(llama, 0, 2)

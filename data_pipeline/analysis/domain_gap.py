@@ -91,23 +91,20 @@ class GapStage(StageConfig):
     def _distinctive(
         self, words: Comparison, side: int, corpus: "_Corpus", backend: "Backend"
     ) -> list[dict[str, Any]]:
-        """Words that add most to the divergence from this side, with both rates."""
+        """Words, not signs, that add most to the divergence from this side, with both rates."""
         own = corpus.whole.words
-        ranked = (-words.contributions[side]).argsort(kind="stable").tolist()
-        rows = []
-        for at in ranked[: self.distinctive]:
-            if words.shares[side, at] <= words.shares[1 - side, at]:
+        more = words.shares[side] > words.shares[1 - side]
+        ranked = (-words.contributions[side]).argsort(kind="stable")
+        rows: list[dict[str, Any]] = []
+        for at in ranked[more[ranked]].tolist():
+            if len(rows) == self.distinctive:
                 break
             place = int(own.firsts[own.keys.searchsorted(words.keys[at])])
-            spelled = backend.decode(word_tokens(corpus.data, place), skip_special_tokens=False)
-            rates = (words.shares[:, at] * 1e6).round(2).tolist()
-            rows.append(
-                {
-                    "word": spelled.strip(),
-                    "per_million_words": rates[side],
-                    "in_the_other": rates[1 - side],
-                }
-            )
+            word = backend.decode(word_tokens(corpus.data, place), skip_special_tokens=False)
+            if any(map(str.isalpha, word)):
+                here, there = (words.shares[[side, 1 - side], at] * 1e6).round(2).tolist()
+                row = {"word": word.strip(), "per_million_words": here, "in_the_other": there}
+                rows.append(row)
         return rows
 
 

@@ -116,7 +116,7 @@ def test_merged_counts_are_counted_together():
 def tokenizer(tmp_path: Path) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    words = ["[UNK]", "the", "cat", "sat", "gene", "##s", "cell", "on"]
+    words = ["[UNK]", "the", "cat", "sat", "gene", "##s", "cell", "on", "."]
     backend = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.decoder = decoders.WordPiece()
@@ -131,9 +131,10 @@ def tokenizer(tmp_path: Path) -> Path:
 def context(tmp_path: Path, tokenizer: Path) -> StageContext:
     """A run in which ``prepare`` has made two corpora."""
     record = tokenizer_record(tokenizer)
-    the, cat, sat, genes, cell, unknown = [1], [2], [3], [4, 5], [6], [0]
+    the, cat, sat, genes, cell, unknown, dot = [1], [2], [3], [4, 5], [6], [0], [8]
     write(tmp_path / "general", [[the, cat, sat], [the, cat], [the, sat, the, cat]], record)
-    write(tmp_path / "domain", [[the, genes, cell], [genes, unknown], [the, cell, genes]], record)
+    domain = [[the, genes, cell], [genes, unknown, dot], [the, cell, genes]]
+    write(tmp_path / "domain", domain, record)
     folder = tmp_path / "gap"
     folder.mkdir()
     made = {"prepare": Artifact(tmp_path, "fingerprint")}
@@ -154,20 +155,21 @@ def test_the_stage_writes_what_it_measured(context):
     results = json.loads((context.folder / "results.json").read_text())
     general, domain = results["corpora"]["general"], results["corpora"]["domain"]
     assert (general["documents"], general["tokens"], general["words"]) == (3, 9, 9)
-    assert (domain["tokens"], domain["words"], domain["distinct_words"]) == (11, 8, 4)
-    assert domain["fertility"] == 11 / 8
-    assert domain["unknown_rate"] == pytest.approx(1 / 11, abs=1e-6)
+    assert (domain["tokens"], domain["words"], domain["distinct_words"]) == (12, 9, 5)
+    assert domain["fertility"] == round(12 / 9, 4)
+    assert domain["unknown_rate"] == pytest.approx(1 / 12, abs=1e-6)
     assert general["unknown_rate"] == 0
     (pair,) = results["pairs"]
     assert pair["corpora"] == ["general", "domain"]
     # Of three words each: the, cat, sat and genes, cell, the.
     assert pair["vocabulary_overlap"] == {"top": 3, "share": round(1 / 3, 4)}
     first = Counter({1: 4, 2: 3, 3: 2})
-    second = Counter({1: 2, 4: 3, 5: 3, 6: 2, 0: 1})
+    second = Counter({1: 2, 4: 3, 5: 3, 6: 2, 0: 1, 8: 1})
     assert pair["divergence"]["tokens"] == pytest.approx(plain_divergence(first, second), abs=1e-6)
+    # The full stop sets it off too, but is no word.
     domain_words = pair["distinctive_words"]["domain"]
     assert [row["word"] for row in domain_words] == ["genes", "cell", "[UNK]"]
-    assert domain_words[0] == {"word": "genes", "per_million_words": 375000, "in_the_other": 0}
+    assert domain_words[0] == {"word": "genes", "per_million_words": 333333.33, "in_the_other": 0}
     assert stage().run(context) == fingerprint
 
 

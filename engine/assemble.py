@@ -93,7 +93,7 @@ class PretrainStage(StageConfig):
             if context.is_made(location):
                 context.locate(location)
         if all(context.is_made(source.shards) for source in self.data.sources.values()):
-            stream = self.open_stream(context)
+            stream = TokenStream.open(self.data, context.locate, self.run_seed(context))
             self.objective.build(stream.special, stream.vocabulary_size)
             self.model.check_tokenizer(context.is_made, context.locate, stream.tokenizer_sha256)
         if context.key and (context.folder / "checkpoints").is_dir():

@@ -98,28 +98,30 @@ def _check_zero(values: Mapping[str, Any]) -> None:
             "comes from the recipe"
         )
         raise RecipeError(msg)
-    for part in ("offload_optimizer", "offload_param"):
-        offload = zero.get(part) or {}
-        if offload.get("device") == "nvme":
-            msg = f"DeepSpeed config: {part} to nvme is not supported by checkpoints; use cpu"
-            raise RecipeError(msg)
-        if offload.get("ratio", 1.0) != 1.0 or offload.get("super_offload", False):
-            msg = f"DeepSpeed config: {part} in part, or super_offload, is not supported"
-            raise RecipeError(msg)
     if "offload_optimizer" in zero and values.get("zero_force_ds_cpu_optimizer", True):
         msg = (
             "DeepSpeed config: zero_force_ds_cpu_optimizer must be false with offload_optimizer, "
             "because the optimizer comes from the recipe"
         )
         raise RecipeError(msg)
-    if not zero.get("compute_grad_norm", True):
-        msg = "DeepSpeed config: compute_grad_norm must not be false: each step tells its norm"
+    for part in ("offload_optimizer", "offload_param"):
+        _check_offload(part, zero.get(part) or {})
+    for key, harmless in _UNSUPPORTED.items():
+        if (zero | values).get(key, harmless) != harmless:
+            msg = f"DeepSpeed config: {key} is not supported; remove it"
+            raise RecipeError(msg)
+
+
+# Ways of stepping whose state could not be saved exactly, or that hide the norm: key and default.
+_UNSUPPORTED = {"zenflow": None, "compute_grad_norm": True, "managed_gradient_accumulation": True}
+
+
+def _check_offload(part: str, offload: Mapping[str, Any]) -> None:
+    if offload.get("device") == "nvme":
+        msg = f"DeepSpeed config: {part} to nvme is not supported by checkpoints; use cpu"
         raise RecipeError(msg)
-    if zero.get("zenflow"):
-        msg = "DeepSpeed config: zenflow is not supported; remove it"
-        raise RecipeError(msg)
-    if not values.get("managed_gradient_accumulation", True):
-        msg = "DeepSpeed config: managed_gradient_accumulation must not be false; remove it"
+    if offload.get("ratio", 1.0) != 1.0 or offload.get("super_offload", False):
+        msg = f"DeepSpeed config: {part} in part, or super_offload, is not supported"
         raise RecipeError(msg)
 
 

@@ -141,6 +141,13 @@ def test_plain_refuses_what_it_cannot_honour(config, message):
         ({"optimizer": {"type": "Adam"}}, "belongs to the recipe's 'optimizer'"),
         ({"zero_optimization": {"stage": 2}}, "zero_allow_untested_optimizer must be true"),
         ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation"),
+        (
+            {
+                "zero_optimization": {"stage": 1, "compute_grad_norm": False},
+                "zero_allow_untested_optimizer": True,
+            },
+            "compute_grad_norm is not supported",
+        ),
         ({"torch_autocast": {"enabled": True}}, "torch_autocast"),
         (
             {

@@ -2,4 +2,6 @@
 
 from launcher.cli import main
 
-main()
+# Processes that prepare's workers are spawned as import this module again.
+if __name__ == "__main__":
+    main()

@@ -34,7 +34,7 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a 
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[STAGE ...] [KEY=VALUE ...]",
+        metavar="STAGE|KEY=VALUE",
         help="Stages to run (none: all), and settings such as stages.base.steps=200.",
     ),
 ]
@@ -66,7 +66,10 @@ def options(
     del debug  # read by main(), which catches the errors
 
 
-@app.command(epilog="Example: onward quickstart --output runs/first")
+@app.command(
+    short_help="Run the whole chain on text that is here already.",
+    epilog="Example: onward quickstart --output runs/first",
+)
 def quickstart(
     words: Words = None,
     output: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
@@ -86,7 +89,10 @@ def quickstart(
     _tell(f"report: {conductor.folder.stage('report') / 'index.html'}")
 
 
-@app.command(epilog="Example: onward check my.yaml stages.base.steps=200")
+@app.command(
+    short_help="Check a recipe and its data, running nothing.",
+    epilog="Example: onward check my.yaml stages.base.steps=200",
+)
 def check(
     recipe: RecipeFile,
     words: Words = None,
@@ -100,7 +106,10 @@ def check(
     _answer(_standings(conductor, names), as_json)
 
 
-@app.command(epilog="Example: onward run my.yaml dapt tapt --processes 2 stages.dapt.steps=500")
+@app.command(
+    short_help="Run a recipe's stages; go on where it stopped.",
+    epilog="Example: onward run my.yaml dapt tapt --processes 2 stages.dapt.steps=500",
+)
 def run(  # noqa: PLR0913, PLR0917 -- the options of a command line
     recipe: RecipeFile,
     words: Words = None,
@@ -119,12 +128,17 @@ def run(  # noqa: PLR0913, PLR0917 -- the options of a command line
         _tell(f"done: {conductor.folder.root}")
 
 
-@app.command(epilog="Example: onward order my.yaml dapt --step 100 --steps 2 --world 4")
+@app.command(
+    short_help="Show what given steps read, on which rank.",
+    epilog="Example: onward order my.yaml dapt --step 100 --steps 2 --world 4",
+)
 def order(  # noqa: PLR0913, PLR0917 -- the options of a command line
     recipe: RecipeFile,
     stage: Annotated[str, typer.Argument(metavar="STAGE", help="A pretraining stage.")],
     step: Annotated[int, typer.Option(min=0, help="The first step, counted from 0.")],
-    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, such as seed=2.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="How many steps.")] = 1,
     world: Annotated[int, typer.Option(min=1, help="How many ranks.")] = 1,
     as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
@@ -143,7 +157,10 @@ def order(  # noqa: PLR0913, PLR0917 -- the options of a command line
     sys.stdout.writelines(format_rows(rows))
 
 
-@app.command(epilog="Example: onward inspect runs/quickstart/prepare/corpora/general/train")
+@app.command(
+    short_help="Tell what a folder is, and verify it.",
+    epilog="Example: onward inspect runs/quickstart/prepare/corpora/general/train",
+)
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Any folder that Onward made.")],
     as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
@@ -154,7 +171,10 @@ def inspect(
     _answer(describe(path), as_json)
 
 
-@app.command(epilog="Example: onward export runs/quickstart my-model --stage dapt")
+@app.command(
+    short_help="Write a Hugging Face model folder.",
+    epilog="Example: onward export runs/quickstart my-model --stage dapt",
+)
 def export(
     run_folder: RunFolderPath,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the model goes.")],
@@ -172,18 +192,22 @@ def export(
     _answer(export_from(run_folder, folder, stage, step), as_json)
 
 
-@app.command(epilog="Example: onward report runs/quickstart")
+@app.command(
+    short_help="Make a run's report again.", epilog="Example: onward report runs/quickstart"
+)
 def report(run_folder: RunFolderPath) -> None:
     """Make the report again from a run's saved results: HTML, Markdown, JSON, plots."""
     from downstream.report import make_report
-
     from launcher.run_folder import RunFolder
 
     made = make_report(RunFolder(run_folder).require().root)
     _tell(f"report: {made}")
 
 
-@app.command(epilog="Example: onward board runs/quickstart --port 6007")
+@app.command(
+    short_help="Show a run in TensorBoard.",
+    epilog="Example: onward board runs/quickstart --port 6007",
+)
 def board(
     run_folder: RunFolderPath,
     port: Annotated[

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from data_pipeline.analysis.domain_gap import GapStage
-from downstream.evaluate import EvaluateStage
 from downstream.report import ReportStage
 from pydantic import Field
 
@@ -19,7 +17,9 @@ from configs.deepspeed_json import read_deepspeed
 from configs.errors import RecipeError
 from configs.schema import validate
 from configs.yaml_source import YamlSource, read_yaml
+from data_pipeline.analysis.domain_gap import GapStage
 from data_pipeline.prepare import PrepareStage
+from downstream.evaluate import EvaluateStage
 from downstream.finetune import FinetuneStage
 from downstream.tasks import TaskStage
 from engine.assemble import PretrainStage
@@ -83,10 +83,11 @@ def _read(reader: Any, given: str, where: str) -> Mapping[str, Any]:
 
 
 def check_world(recipe: Recipe, names: Sequence[str], world: int) -> None:
-    """RecipeError if a pretraining stage's batch cannot be split over so many ranks."""
+    """RecipeError if a batch that all ranks share cannot be split over so many."""
     for name in names:
         stage = recipe.stages[name]
-        if isinstance(stage, PretrainStage):
+        alone = isinstance(stage, FinetuneStage) and stage.backend.name == "plain"
+        if isinstance(stage, PretrainStage | FinetuneStage) and not alone:
             try:
                 stage.backend.plan(world)
             except RecipeError as error:

@@ -16,6 +16,7 @@ from launcher.hosts import Host, format_hostfile, is_local, read_hostfile
 from launcher.interruption import Interrupted
 from launcher.outcome import explain, read_outcomes
 from launcher.processes import Relay, Tell, close_pipes, end_group, start_group
+from launcher.progress import Progress
 from launcher.run_folder import RunFolder, write_atomically
 
 GRACE_SECONDS = 20.0
@@ -65,6 +66,8 @@ def launch_stages(
     process = start_group(command, prepared)
     relay = Relay(process, names[0], lambda name: run.stage(name) / "launcher.log", tell)
     relay.start()
+    progress = Progress(lambda: relay.log.parent, tell)
+    progress.start()
     try:
         code = process.wait()
     except Interrupted as stop:
@@ -74,6 +77,7 @@ def launch_stages(
     finally:
         end_group(process, GRACE_SECONDS)
         relay.join(timeout=5)
+        progress.stop()
         close_pipes(process)
     _judge(run, launch, code, relay.log)
 

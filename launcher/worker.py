@@ -225,7 +225,9 @@ def _log_progress(job: Job, rank: int) -> None:
     for name in ("configs", "data_pipeline", "engine", "downstream", "launcher"):
         package = logging.getLogger(name)
         package.handlers[:] = [handler]
-        package.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+        # Fine-tuning spreads its cells over the ranks: each has its own to tell of.
+        talks = rank == 0 or name == "downstream"
+        package.setLevel(logging.INFO if talks else logging.WARNING)
         package.propagate = False
 
 

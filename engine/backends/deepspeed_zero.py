@@ -92,6 +92,8 @@ def _check_precision(values: Mapping[str, Any]) -> None:
 
 def _check_zero(values: Mapping[str, Any]) -> None:
     zero = values.get("zero_optimization", {})
+    for part in ("offload_optimizer", "offload_param"):
+        _check_offload(part, zero.get(part) or {})
     if zero_stage(values) > 0 and not values.get("zero_allow_untested_optimizer", False):
         msg = (
             "DeepSpeed config: zero_allow_untested_optimizer must be true, because the optimizer "
@@ -104,8 +106,6 @@ def _check_zero(values: Mapping[str, Any]) -> None:
             "because the optimizer comes from the recipe"
         )
         raise RecipeError(msg)
-    for part in ("offload_optimizer", "offload_param"):
-        _check_offload(part, zero.get(part) or {})
     for key, harmless in _UNSUPPORTED.items():
         if (zero | values).get(key, harmless) != harmless:
             msg = f"DeepSpeed config: {key} is not supported; remove it"

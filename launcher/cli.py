@@ -1,5 +1,6 @@
 """The command line. Verbs import what they need when they run, so that help answers at once."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,14 +57,26 @@ Redo = Annotated[
 ]
 
 
+def _show_version(asked: bool) -> None:  # noqa: FBT001 -- typer calls it so
+    if asked:
+        import importlib.metadata
+
+        sys.stdout.write(f"onward {importlib.metadata.version('onward')}\n")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[  # noqa: FBT002 -- typer's way of declaring a flag
         bool, typer.Option("--debug", help="Show the traceback of an error.")
     ] = False,
+    version: Annotated[  # noqa: FBT002 -- as above
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
 ) -> None:
     """Continued pretraining, exactly: raw text to a significance-tested answer."""
-    del debug  # read by main(), which catches the errors
+    del debug, version  # main() reads the one, the other ends the program
 
 
 @app.command(
@@ -85,8 +98,10 @@ def quickstart(
 
     settings = [*(words or []), *([f"output={json.dumps(str(output))}"] if output else [])]
     conductor = _conductor(RECIPES / "quickstart.yaml", settings, processes, redo=redo)
-    conductor.run()
-    _tell(f"report: {conductor.folder.stage('report') / 'index.html'}")
+    with _stdout_kept_clean():
+        conductor.run()
+    page = conductor.folder.stage("report") / "index.html"
+    _tell(f"report: {page}" if page.exists() else f"done: {conductor.folder.root}")
 
 
 @app.command(
@@ -102,7 +117,8 @@ def check(
 ) -> None:
     """Check a recipe, its data and its run folder against one another, running nothing."""
     conductor = _conductor(recipe, words, processes, hostfile=hostfile)
-    names = conductor.check()
+    with _stdout_kept_clean():
+        names = conductor.check()
     _answer(_standings(conductor, names), as_json)
 
 
@@ -121,7 +137,8 @@ def run(  # noqa: PLR0913, PLR0917 -- the options of a command line
 ) -> None:
     """Run a recipe's stages in order; finished ones are skipped, an interrupted one goes on."""
     conductor = _conductor(recipe, words, processes, hostfile=hostfile, port=master_port, redo=redo)
-    conductor.run()
+    with _stdout_kept_clean():
+        conductor.run()
     if as_json:
         _answer(_standings(conductor, list(conductor.recipe.stages)), as_json)
     else:
@@ -189,7 +206,9 @@ def export(
     """Write a Hugging Face folder from a checkpoint, loaded back and compared."""
     from launcher.inspection import export_from
 
-    _answer(export_from(run_folder, folder, stage, step), as_json)
+    with _stdout_kept_clean():
+        facts = export_from(run_folder, folder, stage, step)
+    _answer(facts, as_json)
 
 
 @app.command(
@@ -263,6 +282,16 @@ def _standings(conductor: "Conductor", names: list[str]) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """What libraries print goes to stderr: stdout is for answers."""
+    from launcher.environment import settle_accelerator
+
+    settle_accelerator()
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
 def _tell(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
@@ -280,7 +309,8 @@ def _answer(value: Mapping[str, Any], as_json: bool) -> None:  # noqa: FBT001 --
 def main() -> None:
     """Run the command line."""
     # --debug is taken before and after the verb alike.
-    guarded(lambda: app([word for word in sys.argv[1:] if word != "--debug"]))
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    guarded(lambda: app(words, prog_name="onward"))
 
 
 def guarded(run: Callable[[], object]) -> None:

@@ -87,6 +87,12 @@ def _processor() -> str:
     return hashlib.sha256("\n".join([platform.machine(), *facts]).encode()).hexdigest()[:8]
 
 
+def settle_accelerator() -> None:
+    """Tell deepspeed, which peft and accelerate import, what it would else guess aloud."""
+    if not has_gpus():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def worker_environment(
     environment: Mapping[str, str], processes: int, gpus_here: int, core_count: int
 ) -> dict[str, str]:

@@ -29,7 +29,7 @@ def order_table(recipe: "Recipe", name: str, steps: range, world: int) -> list[d
     batch = stage.backend.plan(world).global_batch
     total = stage.budget(stream.rows[0], batch)
     if steps.stop > total:
-        msg = f"stage {name}: it has steps 0 to {total - 1}, asked for {steps.start}-{steps[-1]}"
+        msg = f"stage {name}: its last step is {total - 1}, counted from 0; asked for {steps[-1]}"
         raise RecipeError(msg)
     return [
         {
@@ -111,10 +111,10 @@ def _describe_checkpoint(folder: Path) -> dict[str, Any]:
 
     try:
         facts = describe_checkpoint(folder)
-    except CheckpointError as error:
+    except CheckpointError:
         msg = (
-            f"{error}; nor a shard folder (manifest.json with a tokenizer), "
-            "nor a run (recipe.yaml, provenance.json)"
+            f"{folder}: nothing that Onward made: neither a run (recipe.yaml), nor shards "
+            "(manifest.json), nor a checkpoint (step-N), nor an export (onward.json)"
         )
         raise DataError(msg) from None
     if not facts.get("intact", True):

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from configs.errors import OnwardError
+from configs.errors import OnwardError, RecipeError
+from configs.yaml_source import nearest
 from launcher import environment
 from launcher.outcome import Reporter, says_lost_peer
 
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None, load: Load | None = None) -> No
     os.environ.update(made)
     try:
         recipe = (load or _load_recipe)(given.recipe)
+        _require_launched(recipe, given.stages)
     except OnwardError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from None
@@ -74,6 +76,16 @@ def _load_recipe(path: Path) -> "ChainRecipe":
     from launcher.recipe import load_recipe
 
     return load_recipe(path)
+
+
+def _require_launched(recipe: "ChainRecipe", names: Sequence[str]) -> None:
+    for name in names:
+        if name not in recipe.stages:
+            msg = f"no stage '{name}' in this recipe; {nearest(name, recipe.stages)}"
+            raise RecipeError(msg)
+        if not recipe.stages[name].LAUNCHED:
+            msg = f"stage {name} runs in one process: onward run RECIPE {name}"
+            raise RecipeError(msg)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -174,18 +186,32 @@ def _alone(job: Job, run: "RunFolder") -> Iterator[None]:
 def _enter(job: Job, run: "RunFolder", name: str) -> "StageContext | None":
     """Rank 0 decides and marks the stage as running; the others hear of it."""
     from engine import distributed
+
+    if distributed.rank() > 0:
+        answer: StageContext | OnwardError | None = distributed.broadcast_object(None)
+        if isinstance(answer, OnwardError):
+            # Rank 0 tells of it.
+            _leave(answer.exit_code)
+        return answer
+    try:
+        context = _begin(job, run, name)
+    except OnwardError as error:
+        distributed.broadcast_object(error)
+        raise
+    distributed.broadcast_object(context)
+    return context
+
+
+def _begin(job: Job, run: "RunFolder", name: str) -> "StageContext | None":
     from launcher import chain
 
-    context = None
-    if distributed.rank() == 0:
-        context = chain.enter(job.recipe, run, name, job.replace)
-        if context is None:
-            logger.info("%s: done already", name)
-        else:
-            _control(job, f"{STAGE_MARK}{name}")
-            job.recipe.stages[name].check(context)
-    answer: StageContext | None = distributed.broadcast_object(context)
-    return answer
+    context = chain.enter(job.recipe, run, name, job.replace)
+    if context is None:
+        logger.info("%s: done already", name)
+        return None
+    _control(job, f"{STAGE_MARK}{name}")
+    job.recipe.stages[name].check(context)
+    return context
 
 
 def _run_stage(job: Job, run: "RunFolder", context: "StageContext") -> None:

@@ -63,7 +63,11 @@ class DocumentSource(Config, ABC):
 
     def check(self, locate: Locate) -> None:
         """DataError when there is nothing to read, as far as that is told quickly."""
-        self.files(locate)
+        files = self.files(locate)
+        if not any(file.path.stat().st_size for file in files):
+            also = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+            msg = f"{files[0].path}{also}: empty; a corpus needs at least one document"
+            raise DataError(msg)
 
     @abstractmethod
     def parts(self, locate: Locate) -> list[Part]:

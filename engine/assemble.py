@@ -15,7 +15,9 @@ from configs.schema import Config
 from configs.stage import StageConfig, StageContext
 from data_pipeline.example import Example
 from data_pipeline.randomness import keyed
+from data_pipeline.shards import Verify
 from data_pipeline.streaming import Cursor, DataConfig, FixedRows, TokenStream, slice_of_step
+from data_pipeline.tokenization import tokenizer_sha256
 from engine.adaptation import AdaptationConfig, FullTraining
 from engine.backends import BackendConfig
 from engine.models import ModelConfig
@@ -109,10 +111,10 @@ class PretrainStage(StageConfig):
         """Keys the order, the masks, dropout and fresh weights of this stage."""
         return self.seed if self.seed is not None else keyed(context.seed, context.name) >> 33
 
-    def open_stream(self, context: StageContext) -> TokenStream:
+    def open_stream(self, context: StageContext, verify: Verify = "sizes") -> TokenStream:
         """The stage's token rows, in their order."""
         return TokenStream.open(
-            self.data, context.locate, self.run_seed(context), _packing_cache(context)
+            self.data, context.locate, self.run_seed(context), _packing_cache(context), verify
         )
 
     def budget(self, rows: int, global_batch: int) -> int:
@@ -180,16 +182,25 @@ def assemble(stage: PretrainStage, context: StageContext) -> Parts:
     from engine import distributed
 
     seed = stage.run_seed(context)
-    stream = stage.open_stream(context)
-    stage.model.check_tokenizer(context.is_made, context.locate, stream.tokenizer_sha256)
+    stream = stage.open_stream(context, stage.data.verify if distributed.rank() == 0 else "sizes")
     objective = stage.objective.build(stream.special, stream.vocabulary_size)
-    learner, _, _ = build_learner(stage, context, objective)
+    learner, _, tokenizer = build_learner(stage, context, objective)
+    _require_tokenizer(tokenizer_sha256(tokenizer.backend_tokenizer), stream)
     _require_positions(learner.backbone, stage.data.length)
     batches = stage.backend.plan(distributed.world())
     penalties = [penalty.build() for penalty in stage.penalties]
     backend = stage.backend.build(learner, stage.optimizer, penalties, seed)
     steps = stage.budget(stream.rows[0], batches.global_batch)
     return Parts(stage, context, stream, objective, backend, batches, steps, seed)
+
+
+def _require_tokenizer(sha256: str, stream: TokenStream) -> None:
+    if sha256 != stream.tokenizer_sha256:
+        msg = (
+            f"the model's tokenizer has sha256 {sha256[:16]}, the shards were made with "
+            f"{stream.tokenizer_sha256[:16]}; prepare the data with the model's tokenizer"
+        )
+        raise DataError(msg)
 
 
 def _require_positions(backbone: Any, length: int) -> None:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from configs.errors import RecipeError
 from configs.schema import Config
 from data_pipeline.packing import BestFitPacking, Packing
+from data_pipeline.shards import Verify
 from data_pipeline.streaming.mixture import Mixture
 from data_pipeline.streaming.order import IndexRange, require_ascending
 
@@ -40,6 +41,9 @@ class DataConfig(Config):
     sources: dict[str, SourceConfig] = Field(min_length=1)
     changes: tuple[WeightChange, ...] = Field((), description="new weights in mid-run")
     skip: tuple[SkippedRows, ...] = Field((), description="rows that are not read")
+    verify: Verify = Field(
+        "digests", description="how shards are checked before the first step, by rank 0"
+    )
 
     @model_validator(mode="after")
     def _schedule(self) -> Self:

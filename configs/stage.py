@@ -26,7 +26,7 @@ class StageContext:
 
     Attributes:
         name: the stage's name in the recipe.
-        folder: the stage's own folder in the run; it exists.
+        folder: the stage's own folder in the run; it exists, though not always during ``check``.
         seed: the recipe's seed.
         key: hash of the stage's config, its inputs' fingerprints and its code's version.
         inputs: the earlier stages it names, by name. During ``check`` a stage that has not

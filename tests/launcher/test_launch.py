@@ -37,9 +37,9 @@ def chain(folder: Path, **stages: dict[str, Any]) -> Toy:
     return Toy(name="toy", output=folder / "run", seed=1, stages=stages)  # type: ignore[arg-type]
 
 
-def run(toy: Toy) -> list[str]:
+def run(toy: Toy, placement: Placement = PLACEMENT) -> list[str]:
     told: list[str] = []
-    Conductor(toy, Request(), PLACEMENT, told.append, lambda names, world: None).run()
+    Conductor(toy, Request(), placement, told.append, lambda names, world: None).run()
     return told
 
 
@@ -73,9 +73,12 @@ def test_stages_share_a_launch_and_an_error_comes_through_as_one_message(tmp_pat
     assert "spawned with command" in (tmp_path / "run/work/launcher.log").read_text()
 
 
-def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
+def test_a_killed_rank_is_named_with_its_signal_also_from_a_hostfile(tmp_path: Path) -> None:
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("localhost slots=2\n")
+    placement = Placement(hostfile=hostfile, module="tests.launcher.toy")
     with pytest.raises(LaunchError, match=r"stage crew: rank 1 \(process \d+ on .*SIGKILL"):
-        run(chain(tmp_path, crew={"kind": "crew", "act": "die"}))
+        run(chain(tmp_path, crew={"kind": "crew", "act": "die"}), placement)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

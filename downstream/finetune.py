@@ -17,6 +17,7 @@ from data_pipeline.example import Example
 from data_pipeline.randomness import keyed
 from downstream.cell import DEGENERATE_RULE, Cell, CellResult, Recipe, run_cell
 from downstream.heads import Head, LinearHead
+from downstream.positions import require_positions
 from downstream.records import (
     digest_of_files,
     read_json,
@@ -163,6 +164,7 @@ class Table:
 
         model = PretrainedModel(location=self._config.arms[cell.arm])
         backbone, tokenizer = model.build(self._context.locate, "encoder", cell.seed)
+        require_positions(backbone, self._config.length, f"fine-tuning arm '{cell.arm}'")
         head, classes = self._config.head, len(self._data.labels)
         objective = Classification(head, classes, padding_id(tokenizer), cell.seed)
         learner = Learner(backbone, objective)

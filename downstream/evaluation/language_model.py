@@ -15,6 +15,7 @@ from configs.schema import Config
 from data_pipeline.packing import BestFitPacking, Packing
 from data_pipeline.streaming import FixedRows
 from downstream.evaluation.significance import Resampling, paired_ratio_interval
+from downstream.positions import require_positions
 from engine.models import PretrainedModel
 from engine.objectives import ObjectiveConfig
 
@@ -82,15 +83,14 @@ def row_losses(
     """
     from engine.learner import Learner
 
-    cache = None
-    rows = FixedRows.open(
-        locate(config.sets[name]), config.length, config.rows, config.packing, cache
-    )
+    folder = locate(config.sets[name])
+    rows = FixedRows.open(folder, config.length, config.rows, config.packing)
     model = PretrainedModel(location=config.arms[arm])
     model.check_tokenizer(lambda _: True, locate, rows.tokenizer.sha256)
     record = rows.tokenizer
     objective = config.objective.build(record.special, record.vocabulary_size)
     backbone = model.build(locate, objective.architecture, MASK_SEED).model
+    require_positions(backbone, config.length, f"language model of arm '{arm}'")
     learner = Learner(backbone, objective)
     losses = _losses(learner, rows.examples(0, len(rows)))
     if not isfinite(losses.mean):

@@ -122,5 +122,8 @@ def test_mistakes_are_found_before_the_run(place, tmp_path):
     half = {"name": "plain", "config": {"train_batch_size": 8, "fp16": {"enabled": True}}}
     with pytest.raises(RecipeError, match="fp16"):
         FinetuneStage.model_validate(tiny.finetune_config(arms, backend=half)).check(context)
+    long = tiny.finetune_config({"a": arms["a"]}, length=4096)
+    with pytest.raises(RecipeError, match="arm 'a': length is 4096, but the model has positions"):
+        FinetuneStage.model_validate(long).run(context)
     not_yet = tiny.context("finetune", tmp_path / "g")
     FinetuneStage.model_validate(tiny.finetune_config({"a": "stage:base/export"})).check(not_yet)

@@ -45,6 +45,11 @@ def write_task(folder: Path, seed: int) -> None:
                 file.write(json.dumps(row) + "\n")
 
 
+def zero(deepspeed: dict, stage: int) -> dict:
+    """The same settings at another ZeRO stage."""
+    return deepspeed | {"zero_optimization": {"stage": stage}}
+
+
 def recipe(data: Path, output: Path) -> dict:
     """Every kind of stage, dropout on, two sources, an anchor, an adapter."""
     length = 48
@@ -131,6 +136,37 @@ def recipe(data: Path, output: Path) -> dict:
                 },
                 "penalties": [{"name": "l2_sp", "strength": 0.01}],
                 "steps": 40,
+            },
+            "adapter": training
+            | {
+                "kind": "pretrain",
+                "model": {"name": "pretrained", "location": "stage:base/export"},
+                "data": {
+                    "length": length,
+                    "packing": {"name": "concatenate"},
+                    "sources": {"domain": {"shards": "stage:prepare/corpora/domain/train"}},
+                },
+                "objective": {"name": "mlm", "masking": {"name": "dynamic", "rate": 0.2}},
+                "adaptation": {"name": "lora", "rank": 4},
+                "schedule": {"name": "cosine", "warmup": 2},
+                "backend": {"name": "deepspeed", "config": zero(deepspeed, 2)},
+                "steps": 12,
+            },
+            "decoder": training
+            | {
+                "kind": "pretrain",
+                "model": {
+                    "name": "random",
+                    "shape": "gpt2_tiny",
+                    "tokenizer": "stage:prepare/tokenizer",
+                },
+                "data": {
+                    "length": length,
+                    "sources": {"general": {"shards": "stage:prepare/corpora/general/train"}},
+                },
+                "objective": {"name": "clm"},
+                "backend": {"name": "deepspeed", "config": zero(deepspeed, 3)},
+                "epochs": 0.5,
             },
             "finetune": {
                 "kind": "finetune",

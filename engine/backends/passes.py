@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from configs.errors import CheckpointError
+from engine.backends.attention import training_kernels
 from engine.protocols import Batch, Loss
 
 if TYPE_CHECKING:
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 def score(module: "nn.Module", batch: Batch, device: torch.device) -> Loss:
     """The learner's loss of a micro-batch, in whatever mode the module is."""
-    total, by_source = module(on_device(batch.tensors, device))
+    with training_kernels(module, batch.tensors["tokens"].shape[1], device):
+        total, by_source = module(on_device(batch.tensors, device))
     return Loss(total, by_source)
 
 

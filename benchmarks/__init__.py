@@ -1,0 +1,1 @@
+"""One file a measured claim: ``python -m benchmarks list``; results/ holds what was seen."""

@@ -135,7 +135,7 @@ def recipe(data: Path, output: Path) -> dict:
                     },
                 },
                 "penalties": [{"name": "l2_sp", "strength": 0.01}],
-                "steps": 40,
+                "steps": 60,
             },
             "adapter": training
             | {
@@ -150,7 +150,7 @@ def recipe(data: Path, output: Path) -> dict:
                 "adaptation": {"name": "lora", "rank": 4},
                 "schedule": {"name": "cosine", "warmup": 2},
                 "backend": {"name": "deepspeed", "config": zero(deepspeed, 2)},
-                "steps": 12,
+                "steps": 60,
             },
             "decoder": training
             | {

@@ -14,7 +14,7 @@ import pytest
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(400)]
 
 Onward = Callable[..., subprocess.CompletedProcess[str]]
-TRAINED = ("base", "dapt")
+TRAINED = ("base", "dapt", "adapter")
 
 
 def lines(path: Path) -> list[dict]:
@@ -51,15 +51,16 @@ def finished(tmp_path_factory, write_recipe, onward: Onward) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, write_recipe, environment, onward: Onward) -> Path:
-    """The same recipe, every process killed at a random step of ``base``, then run again."""
+    """The same recipe, every process killed at a random step of a random stage, then run again."""
     output = tmp_path_factory.mktemp("killed") / "run"
     path = write_recipe(output)
-    at = random.randrange(22, 80)
+    stage, steps = random.choice([("base", 120), ("dapt", 60), ("adapter", 60)])
+    at = random.randrange(22, steps - 25)
     command = [sys.executable, "-m", "launcher", "run", str(path)]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
     ) as process:
-        metrics = output / "base" / "metrics.jsonl"
+        metrics = output / stage / "metrics.jsonl"
         limit = time.monotonic() + 200
         while not (metrics.exists() and metrics.read_text().count("\n") >= at):
             assert process.poll() is None, f"ended by itself before step {at}"
@@ -67,10 +68,10 @@ def killed(tmp_path_factory, write_recipe, environment, onward: Onward) -> Path:
             time.sleep(0.002)
         assert kill_tree(process) >= 3
     before = lines_that_survived(metrics)
-    assert at <= before < 120, "the kill came too late to test anything"
-    assert not (output / "base" / "export").exists()
+    assert at <= before < steps, "the kill came too late to test anything"
+    assert not (output / stage / "export").exists()
     done = onward("run", path)
-    assert done.returncode == 0, f"killed at {before}: {done.stdout}{done.stderr}"
+    assert done.returncode == 0, f"{stage} killed at {before}: {done.stdout}{done.stderr}"
     return output
 
 

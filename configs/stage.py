@@ -28,7 +28,8 @@ class StageContext:
         name: the stage's name in the recipe.
         folder: the stage's own folder in the run; it exists, though not always during ``check``.
         seed: the recipe's seed.
-        key: hash of the stage's config, its inputs' fingerprints and its code's version.
+        key: hash of the stage's config (but ``UNKEYED``), its inputs' fingerprints and its
+            code's version.
         inputs: the earlier stages it names, by name. During ``check`` a stage that has not
             run yet is absent from it.
     """
@@ -78,10 +79,13 @@ class StageConfig(Config, ABC):
         VERSION: raised when the code changes what the stage makes; part of the stage's key.
         LAUNCHED: True: ``run`` is called on every rank under the deepspeed launcher, and only
             rank 0's answer counts. False: called once, in a process without torch's collectives.
+        UNKEYED: dotted paths of fields that do not change what the stage makes; left out of its
+            key, so that they may change between an interruption and the next start.
     """
 
     VERSION: ClassVar[int] = 1
     LAUNCHED: ClassVar[bool] = False
+    UNKEYED: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def run(self, context: StageContext) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -45,6 +45,8 @@ class PrepareStage(StageConfig):
         processes: how many share the work.
         shard_tokens: a shard is closed by the document that brings it to so many tokens.
     """
+
+    UNKEYED: ClassVar[frozenset[str]] = frozenset({"processes"})
 
     kind: Literal["prepare"] = "prepare"
     tokenizer: Tokenizer

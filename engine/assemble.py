@@ -51,6 +51,7 @@ class PretrainStage(StageConfig):
     """Continued pretraining (or pretraining from random weights) of one model on one mixture."""
 
     LAUNCHED: ClassVar[bool] = True
+    UNKEYED: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint", "data.verify"})
 
     kind: Literal["pretrain"] = "pretrain"
     model: ModelConfig

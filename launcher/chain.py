@@ -80,9 +80,9 @@ def _stand(
 
 
 def stage_key(stage: StageConfig, seed: int, inputs: Mapping[str, Artifact]) -> str:
-    """Hash of what a stage's result depends on: config, code version, seed, inputs."""
+    """Hash of what a stage's result depends on: config but UNKEYED, code version, seed, inputs."""
     facts = {
-        "config": stage.model_dump(mode="json"),
+        "config": _without(stage.model_dump(mode="json"), stage.UNKEYED),
         "version": stage.VERSION,
         "seed": seed,
         "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
@@ -98,7 +98,10 @@ def _changes(
         yield f"seed: {status.seed} -> {seed}"
     if status.version != stage.VERSION:
         yield f"the code of this kind of stage: version {status.version} -> {stage.VERSION}"
-    before, after = _flat(status.config), _flat(stage.model_dump(mode="json"))
+    before, after = (
+        _flat(_without(config, stage.UNKEYED))
+        for config in (status.config, stage.model_dump(mode="json"))
+    )
     for key in dict.fromkeys([*before, *after]):
         old, new = before.get(key, "absent"), after.get(key, "absent")
         if old != new:
@@ -107,6 +110,19 @@ def _changes(
         old = status.inputs.get(name, "absent")
         if name in status.inputs and old != artifact.fingerprint:
             yield f"stage '{name}' made something else: {old[:12]} -> {artifact.fingerprint[:12]}"
+
+
+def _without(value: Any, paths: Iterable[str]) -> Any:
+    """A copy of nested mappings without what lies at the dotted paths."""
+    if not isinstance(value, Mapping):
+        return value
+    below = [path.partition(".") for path in paths]
+    gone = {key for key, _, rest in below if not rest}
+    return {
+        key: _without(inner, [rest for first, _, rest in below if first == key])
+        for key, inner in value.items()
+        if key not in gone
+    }
 
 
 def _flat(value: Any, path: str = "") -> dict[str, str]:

@@ -58,19 +58,21 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     source = read_yaml(path, overrides)
     recipe = validate(source, Recipe)
     refuse(source, problems(recipe.stages))
-    _take_in_files(source)
+    _take_in_files(source, recipe)
     return validate(source, Recipe)
 
 
-def _take_in_files(source: YamlSource) -> None:
-    for name, stage in source.values["stages"].items():
-        backend, model = stage.get("backend"), stage.get("model")
-        if isinstance(backend, dict) and isinstance(backend.get("config"), str):
-            where = source.where(("stages", name, "backend", "config"))
-            backend["config"] = _read(read_deepspeed, backend["config"], where)
-        if isinstance(model, dict) and isinstance(model.get("shape"), str):
-            where = source.where(("stages", name, "model", "shape"))
-            model["shape"] = _read(read_shape, model["shape"], where)
+def _take_in_files(source: YamlSource, recipe: Recipe) -> None:
+    """Put contents in the place of names, also of those that the file leaves to the defaults."""
+    for name, stage in recipe.stages.items():
+        for part, key, reader in (
+            ("backend", "config", read_deepspeed),
+            ("model", "shape", read_shape),
+        ):
+            given = getattr(getattr(stage, part, None), key, None)
+            if isinstance(given, str):
+                where = source.where(("stages", name, part, key))
+                source.values["stages"][name][part][key] = _read(reader, given, where)
 
 
 def _read(reader: Any, given: str, where: str) -> Mapping[str, Any]:

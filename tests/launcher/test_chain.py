@@ -193,3 +193,24 @@ def test_a_resolved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
     run(recipe(tmp_path))
     told = run(load_toy(tmp_path / "run/recipe.yaml"))
     assert told == [f"{name}: done already" for name in PLAN]
+
+
+def test_what_does_not_change_the_result_may_change_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Write, "UNKEYED", frozenset({"needs"}))
+    run(recipe(tmp_path))
+    elsewhere = recipe(tmp_path, b={"needs": str(tmp_path)})
+    assert run(elsewhere) == [f"{name}: done already" for name in PLAN]
+    with pytest.raises(CheckpointError) as caught:
+        run(recipe(tmp_path, b={"needs": str(tmp_path), "text": "9"}))
+    assert "text" in str(caught.value)
+    assert "needs" not in str(caught.value)
+
+
+def test_fields_below_others_are_left_out_of_the_key() -> None:
+    config = {"data": {"verify": "sizes", "length": 8}, "checkpoint": {"every": 1}, "log_every": 3}
+    assert chain._without(config, {"data.verify", "checkpoint"}) == {
+        "data": {"length": 8},
+        "log_every": 3,
+    }

@@ -10,9 +10,10 @@ from typing import Any, cast
 import pytest
 import yaml
 
+from configs.deepspeed_json import read_deepspeed
 from engine.protocols import Backend, Fragment, Progress
 from launcher import cli
-from launcher.chain import enter
+from launcher.chain import enter, survey
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
 
@@ -222,3 +223,22 @@ def test_order_and_inspect_answer_in_json(
     assert onward(monkeypatch, "inspect", str(small / "run"), "--json") == 0
     run = json.loads(capsys.readouterr().out)
     assert (run["kind"], run["stages"]["prepare"]["state"]) == ("run", "done")
+
+
+def test_logging_and_checkpointing_may_change_on_the_way_and_the_steps_may_not(small: Path) -> None:
+    def standing(*settings: str) -> str:
+        recipe = load_recipe(small / "r.yaml", settings)
+        return survey(recipe, RunFolder(small / "run"))["base"].state
+
+    enter(load_recipe(small / "r.yaml"), RunFolder(small / "run"), "base")
+    free = ("log_every=3", "checkpoint.keep=5", "checkpoint.every=1", "data.verify=digests")
+    assert standing(*(f"stages.base.{setting}" for setting in free)) == "unfinished"
+    assert standing("stages.prepare.processes=2") == "unfinished"
+    assert standing("stages.base.steps=5") == "foreign"
+    assert standing("stages.base.optimizer.lr=0.1") == "foreign"
+
+
+def test_the_contents_of_a_defaulted_preset_are_taken_in(small: Path) -> None:
+    replace("{name: deepspeed, config: zero1_fp32}", "{name: deepspeed}")(small)
+    backend = load_recipe(small / "r.yaml").stages["base"].backend
+    assert backend.config == read_deepspeed("zero1_bf16")

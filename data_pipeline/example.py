@@ -33,7 +33,7 @@ class ExampleKey:
 
     Attributes:
         source: index of the source in the recipe's order.
-        digest: first 63 bits of the source's manifest digest.
+        digest: first 63 bits of the digest of the source's contents.
         sample: row number in the source.
         epoch: how often that source has been read through before.
     """

@@ -63,7 +63,11 @@ class ShardRecord(Config):
 
 
 class Manifest(Config):
-    """A whole folder of shards."""
+    """A whole folder of shards.
+
+    Attributes:
+        digest: of everything in it, provenance too: what was made, and from what.
+    """
 
     format: Literal["onward-shards"] = "onward-shards"
     version: Literal[1] = 1
@@ -80,6 +84,23 @@ class Manifest(Config):
         return self.model_copy(update={"digest": canonical_digest(self)})
 
     @property
+    def content(self) -> str:
+        """Hex digest of what is read alone: tokens, annotations, their meaning, shard borders.
+
+        Where the texts came from, the tokenizer's name and the folder do not count: the same bytes
+        are read in the same order, under the same masks, wherever they lie.
+        """
+        values = {
+            "version": self.version,
+            "tokenizer": self.tokenizer.model_dump(mode="json", exclude={"name"}),
+            "dtype": self.dtype,
+            "level": self.level,
+            "annotations": self.annotations,
+            "shards": [shard.digest for shard in self.shards],
+        }
+        return _sha256_of(values)
+
+    @property
     def tokens(self) -> int:
         """Tokens of all shards."""
         return sum(shard.tokens for shard in self.shards)
@@ -87,7 +108,10 @@ class Manifest(Config):
 
 def canonical_digest(manifest: Manifest) -> str:
     """Sha256 of the canonical JSON of everything but the digest itself."""
-    values = manifest.model_dump(mode="json", exclude={"digest"})
+    return _sha256_of(manifest.model_dump(mode="json", exclude={"digest"}))
+
+
+def _sha256_of(values: dict[str, Any]) -> str:
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -4,6 +4,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +101,11 @@ class ShardedDataset:
         """Hex digest of the manifest, and so of every byte of the data set."""
         return self.manifest.digest
 
+    @cached_property
+    def content(self) -> str:
+        """Hex digest of what is read, wherever it came from: see ``Manifest.content``."""
+        return self.manifest.content
+
     def tokens(self, sequence: int) -> NDArray[Any]:
         """Token ids of a sequence, [length] in the shard's dtype; a read-only view."""
         shard, start, stop = self._range(sequence)
@@ -165,6 +171,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "verified": "every byte, by sha256",
         "fingerprint": data.fingerprint,
+        "content": data.content,
         "documents": sum(shard.documents for shard in manifest.shards),
         "sequences": len(data),
         "tokens": manifest.tokens,

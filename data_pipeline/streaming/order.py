@@ -11,7 +11,7 @@ from data_pipeline.randomness import keyed
 from data_pipeline.streaming.mixture import Mixture
 from data_pipeline.streaming.permutation import permute
 
-ORDER_VERSION = 1
+ORDER_VERSION = 2
 """Raised when the same seed and data would give another order; kept in every cursor."""
 
 
@@ -44,8 +44,8 @@ class Order:
     Attributes:
         seed: the only randomness.
         sizes: rows of each source.
-        digests: hex digest of each source; with it the order does not depend on a source's place
-            in the recipe, and two data sets never share a permutation.
+        digests: hex digest of each source's contents; with it the order does not depend on a
+            source's place in the recipe, and two data sets never share a permutation.
         mixture: which source is drawn when.
         skip: ranges of rows that are left out, ascending, in the numbering without any skip.
     """

@@ -59,8 +59,8 @@ class PackedSource:
 
     @property
     def digest63(self) -> int:
-        """First 63 bits of the data set's digest: what randomness about its rows is keyed by."""
-        return int(self.data.fingerprint[:16], 16) >> 1
+        """First 63 bits of the content digest: what randomness about its rows is keyed by."""
+        return int(self.data.content[:16], 16) >> 1
 
     def pieces(self, sample: int) -> list[Piece]:
         """What stands in a row, in order; sequences are numbered through the data set."""

@@ -69,7 +69,8 @@ class TokenStream:
         order = Order(
             seed,
             tuple(len(source) for source in packed),
-            tuple(source.data.fingerprint for source in packed),
+            # Contents alone: data that was moved is still read in the same order, and resumed.
+            tuple(source.data.content for source in packed),
             config.mixture(),
             config.skipped(),
         )
@@ -172,7 +173,7 @@ class FixedRows:
         """Choose ``rows`` rows of a shard folder, or all when it has no more than that."""
         source = PackedSource.open(ShardedDataset.open(folder), packing, length, cache)
         count = min(rows, len(source))
-        sample = permute(np.arange(count), len(source), keyed(0, "fixed", source.data.fingerprint))
+        sample = permute(np.arange(count), len(source), keyed(0, "fixed", source.data.content))
         nought = np.zeros(count, np.int64)
         return cls(RowReader.of((source,), length), Picks(nought, nought, sample))
 
@@ -187,8 +188,8 @@ class FixedRows:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the set it is taken from."""
-        return self.reader.sources[0].data.fingerprint
+        """Hex digest of the contents of the set it is taken from."""
+        return self.reader.sources[0].data.content
 
     def examples(self, start: int, stop: int) -> list[Example]:
         """The rows from number start up to, not including, stop."""
@@ -217,10 +218,10 @@ def _require_one_tokenizer(data: dict[str, ShardedDataset]) -> None:
 def _require_distinct(data: dict[str, ShardedDataset]) -> None:
     seen: dict[str, str] = {}
     for name, each in data.items():
-        twin = seen.setdefault(each.fingerprint, name)
+        twin = seen.setdefault(each.content, name)
         if twin != name:
             msg = (
                 f"data.sources: '{twin}' and '{name}' are the same data ({each.folder}, digest "
-                f"{each.fingerprint[:16]}): it would be read twice; give one of them both weights"
+                f"{each.content[:16]}): it would be read twice; give one of them both weights"
             )
             raise RecipeError(msg)

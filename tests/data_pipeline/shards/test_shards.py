@@ -102,6 +102,20 @@ def test_fingerprint_tells_contents_and_tokenizer_apart(tmp_path):
     assert one != fingerprint("d", sequences(), TOKENIZER.model_copy(update={"sha256": "b" * 64}))
 
 
+def test_the_content_digest_leaves_out_where_it_came_from(tmp_path):
+    made = write(tmp_path, sequences())
+    tokenizer = made.tokenizer.model_copy(update={"name": "/another/folder"})
+    moved = made.model_copy(update={"provenance": {"path": "/x"}, "tokenizer": tokenizer}).signed()
+    assert moved.digest != made.digest
+    assert moved.content == made.content == ShardedDataset.open(tmp_path).content
+    others = [
+        {"tokenizer": made.tokenizer.model_copy(update={"prefix": [4]})},
+        {"dtype": "int32"},
+        {"shards": made.shards[:1]},
+    ]
+    assert made.content not in {made.model_copy(update=other).content for other in others}
+
+
 def test_legend_names_the_bits(tmp_path):
     legend = write(tmp_path, sequences()).annotations
     assert {1 << int(bit): name for bit, name in legend.items()} == {

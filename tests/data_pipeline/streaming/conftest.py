@@ -25,14 +25,14 @@ MakeShards = Callable[..., str]
 def make_shards(tmp_path: Path) -> MakeShards:
     """(name, lengths, first token id, ...) -> location: ids count up through the data set."""
 
-    def make(name, lengths, first=100, shard_tokens=150, **changes):
+    def make(name, lengths, first=100, shard_tokens=150, provenance=None, **changes):
         folder = tmp_path / name
         record = TOKENIZER.model_copy(update=changes)
         tokens = np.arange(sum(lengths)) + first
         annotations = (tokens % 3 != 0).astype(np.uint8) * WORD_START
         with ShardWriter(folder, record, shard_tokens) as writer:
             writer.write(tokens, np.array(lengths, np.int32), annotations)
-            writer.finish({})
+            writer.finish(provenance or {})
         return str(folder)
 
     return make

@@ -173,7 +173,7 @@ def test_it_says_what_it_reads(two):
     assert stream.tokenizer_sha256 == "a" * 64
     assert stream.special["mask"] == 3
     key = stream.examples_at([0])[0].key
-    assert key.digest == int(data[key.source].fingerprint, 16) >> (256 - 63)
+    assert key.digest == int(data[key.source].content, 16) >> (256 - 63)
 
 
 def test_the_fingerprint_follows_all_that_decides_the_order(make_shards):
@@ -190,6 +190,22 @@ def test_the_fingerprint_follows_all_that_decides_the_order(make_shards):
     ]
     assert len({known.fingerprint, *(other.fingerprint for other in others)}) == 7
     assert open_stream(config_of(x=a, y=b)).fingerprint == known.fingerprint
+
+
+def test_the_order_follows_the_contents_and_not_where_they_came_from(make_shards):
+    a, moved = make_shards("a", LENGTHS), make_shards("moved", LENGTHS, provenance={"path": "/b"})
+    other = make_shards("other", LENGTHS, first=101)
+    assert ShardedDataset.open(Path(a)).fingerprint != ShardedDataset.open(Path(moved)).fingerprint
+    streams = [open_stream(config_of(a=location)) for location in (a, moved, other)]
+    one, same_bytes, other_bytes = (stream.examples(0, 60) for stream in streams)
+    assert same(one, same_bytes)
+    assert [row.key for row in one] == [row.key for row in same_bytes]
+    assert [row.key.sample for row in one] != [row.key.sample for row in other_bytes]
+    assert streams[1].resume(streams[0].cursor(7)) == 7
+    fixed = [FixedRows.open(Path(location), 24, 10) for location in (a, moved)]
+    assert same(*(rows.examples(0, 10) for rows in fixed))
+    with pytest.raises(RecipeError, match="'a' and 'b' are the same data"):
+        open_stream(config_of(a=a, b=moved))
 
 
 def test_a_piece_cut_in_mid_word_keeps_its_annotations(make_shards):

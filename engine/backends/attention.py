@@ -5,6 +5,7 @@ as two matrix products, short rows take .55 to .8 of the time (benchmarks/result
 Both honour the same mask. GPUs and fp32 keep torch's own choice.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -12,17 +13,19 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 LONGEST = 128
 """Longer rows, in tokens, lose more in the forward pass than the backward pass gains."""
 
 
 def training_kernels(
-    module: "nn.Module", length: int, device: torch.device
+    module: "nn.Module", tensors: Mapping[str, "Tensor"], device: torch.device
 ) -> AbstractContextManager[None]:
-    """A context for the forward pass of rows of ``length`` tokens."""
-    if device.type != "cpu" or length > LONGEST or not module.training:
+    """A context for the forward pass of a batch whose rows are ``tokens`` [B, L]."""
+    if device.type != "cpu" or not module.training or "tokens" not in tensors:
+        return nullcontext()
+    if tensors["tokens"].shape[1] > LONGEST:
         return nullcontext()
     if next(module.parameters()).dtype is not torch.bfloat16:
         return nullcontext()

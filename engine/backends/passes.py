@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def score(module: "nn.Module", batch: Batch, device: torch.device) -> Loss:
     """The learner's loss of a micro-batch, in whatever mode the module is."""
-    with training_kernels(module, batch.tensors["tokens"].shape[1], device):
+    with training_kernels(module, batch.tensors, device):
         total, by_source = module(on_device(batch.tensors, device))
     return Loss(total, by_source)
 

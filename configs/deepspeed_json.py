@@ -48,7 +48,7 @@ def read_deepspeed(given: str | Mapping[str, Any]) -> dict[str, Any]:
 
 def precision(values: Mapping[str, Any]) -> Precision:
     """The precision that the file asks for; RecipeError if it asks for two."""
-    on = [kind for kind in ("bf16", "fp16") if values.get(kind, {}).get("enabled", False)]
+    on = [kind for kind in ("bf16", "fp16") if _is_enabled(values, kind)]
     if len(on) > 1:
         msg = "DeepSpeed config: bf16 and fp16 are both enabled; choose one"
         raise RecipeError(msg)
@@ -57,12 +57,20 @@ def precision(values: Mapping[str, Any]) -> Precision:
 
 def zero_stage(values: Mapping[str, Any]) -> int:
     """The ZeRO stage, 0 when absent."""
-    return int(values.get("zero_optimization", {}).get("stage", 0))
+    key = "zero_optimization.stage"
+    stage = _whole(key, _section(values, "zero_optimization").get("stage", 0), least=0)
+    if stage > 3:
+        msg = f"DeepSpeed config: {key}: expected 0, 1, 2 or 3; given: {stage}"
+        raise RecipeError(msg)
+    return stage
 
 
 def gradient_clipping(values: Mapping[str, Any]) -> float:
     """The largest gradient norm; DeepSpeed clips at 1.0 when the key is absent, 0 turns it off."""
-    return float(values.get("gradient_clipping", 1.0))
+    given = values.get("gradient_clipping", 1.0)
+    if isinstance(given, bool) or not isinstance(given, int | float) or not given >= 0:
+        raise _unexpected("gradient_clipping", given, "a number, 0 or more")
+    return float(given)
 
 
 def batch_plan(values: Mapping[str, Any], world: int) -> BatchPlan:
@@ -70,23 +78,50 @@ def batch_plan(values: Mapping[str, Any], world: int) -> BatchPlan:
     if "train_batch_size" not in values:
         msg = "DeepSpeed config: train_batch_size is missing; it is the constant global batch"
         raise RecipeError(msg)
-    total = int(values["train_batch_size"])
+    total = _whole("train_batch_size", values["train_batch_size"])
     if total % world:
         msg = f"DeepSpeed config: train_batch_size {total} cannot be split over {world} ranks"
         raise RecipeError(msg)
-    micro = int(values.get("train_micro_batch_size_per_gpu", total // world))
-    if micro < 1 or (total // world) % micro:
+    key = "train_micro_batch_size_per_gpu"
+    micro = _whole(key, values.get(key, total // world))
+    if (total // world) % micro:
         msg = (
             f"DeepSpeed config: train_batch_size {total} on {world} ranks is {total // world} "
             f"rows a rank, which train_micro_batch_size_per_gpu {micro} does not divide"
         )
         raise RecipeError(msg)
     accumulation = total // world // micro
-    asked = values.get("gradient_accumulation_steps", accumulation)
-    if asked not in {accumulation, "auto"}:
+    key = "gradient_accumulation_steps"
+    asked = _whole(key, values.get(key, accumulation))
+    if asked != accumulation:
         msg = (
             f"DeepSpeed config: gradient_accumulation_steps is {asked}, but train_batch_size "
             f"{total} = micro batch {micro} x ranks {world} x accumulation {accumulation}"
         )
         raise RecipeError(msg)
     return BatchPlan(total, micro, accumulation, world)
+
+
+def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = values.get(key, {})
+    if not isinstance(found, Mapping):
+        raise _unexpected(key, found, "an object in braces")
+    return found
+
+
+def _is_enabled(values: Mapping[str, Any], kind: str) -> bool:
+    given = _section(values, kind).get("enabled", False)
+    if not isinstance(given, bool):
+        raise _unexpected(f"{kind}.enabled", given, "true or false")
+    return given
+
+
+def _whole(key: str, given: object, least: int = 1) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or given < least:
+        raise _unexpected(key, given, f"a whole number, {least} or more")
+    return given
+
+
+def _unexpected(key: str, given: object, expected: str) -> RecipeError:
+    hint = "; 'auto' is filled in by other programs, not here" if given == "auto" else ""
+    return RecipeError(f"DeepSpeed config: {key}: expected {expected}; given: {given!r}{hint}")

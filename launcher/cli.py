@@ -86,7 +86,9 @@ def options(
 def quickstart(
     words: Words = None,
     output: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
-    processes: Processes = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine. Default: at most 2.")
+    ] = None,
     redo: Redo = None,
 ) -> None:
     """Run the whole chain on text that is on this machine already, to a report.
@@ -94,9 +96,12 @@ def quickstart(
     The same as `onward run` with the quickstart recipe. Minutes on two CPU cores, no download.
     Run again to go on after an interruption; finished stages are skipped.
     """
+    from launcher.environment import default_processes
     from launcher.recipe import RECIPES
 
     settings = [*(words or []), *([f"output={json.dumps(str(output))}"] if output else [])]
+    # Its batch is small: more than two processes may not divide it, and would gain nothing.
+    processes = processes or min(2, default_processes())
     conductor = _conductor(RECIPES / "quickstart.yaml", settings, processes, redo=redo)
     with _stdout_kept_clean():
         conductor.run()
@@ -301,9 +306,9 @@ def _answer(value: Mapping[str, Any], as_json: bool) -> None:  # noqa: FBT001 --
     if as_json:
         sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
         return
-    import yaml
+    from configs.yaml_source import yaml_text
 
-    sys.stdout.write(yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True))
+    sys.stdout.write(yaml_text(value))
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from downstream.report import ReportStage
 from pydantic import Field
 
 import configs
@@ -21,6 +20,7 @@ from data_pipeline.analysis.domain_gap import GapStage
 from data_pipeline.prepare import PrepareStage
 from downstream.evaluate import EvaluateStage
 from downstream.finetune import FinetuneStage
+from downstream.report import ReportStage
 from downstream.tasks import TaskStage
 from engine.assemble import PretrainStage
 from engine.models import read_shape

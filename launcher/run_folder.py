@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from configs.errors import CheckpointError, DataError, ResourceError
 from configs.schema import Config
+from configs.yaml_source import yaml_text
 
 LAUNCH_FILES = {"status.json", "launcher.log", "launch"}
 
@@ -111,8 +111,7 @@ class RunFolder:
 
     def write_recipe(self, values: Mapping[str, Any]) -> None:
         """Replace ``recipe.yaml``."""
-        text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
-        write_atomically(self.recipe, text)
+        write_atomically(self.recipe, yaml_text(values))
 
     def require(self) -> "RunFolder":
         """Itself if it is a run; DataError otherwise."""

@@ -182,3 +182,21 @@ def test_mistakes_are_told_and_nothing_is_written(
     assert "Traceback" not in message
     assert len(message.splitlines()) < 25
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words", "expected"), [(8, [], 2), (1, [], 1), (8, ["--processes", "4"], 4)]
+)
+def test_quickstart_takes_no_more_processes_than_its_batch_allows(
+    gpus: int, words: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.environment.default_processes", lambda: gpus)
+    asked: list[int | None] = []
+
+    def conductor(path: Path, settings: list[str], processes: int | None, **more: object) -> None:
+        asked.append(processes)
+        raise errors.RecipeError("far enough")
+
+    monkeypatch.setattr(cli, "_conductor", conductor)
+    assert onward(monkeypatch, "quickstart", *words) == 2
+    assert asked == [expected]

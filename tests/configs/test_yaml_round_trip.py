@@ -1,0 +1,37 @@
+"""Values that are written as YAML are read back as the same values, strings as strings."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from configs.yaml_source import read_yaml, yaml_text
+
+# What a text is taken for if it stands there without quotes.
+LOOKALIKES = st.from_regex(
+    r"\A([-+]?[0-9_]{1,4}(\.[0-9_]{0,3})?([eE][-+]?[0-9]{1,5})?|0[xob][0-9a-f]{1,4}"
+    r"|[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{1,3}:[0-9]{2}|\.?(nan|inf)|yes|No|on|null|~|=|<<|true)\Z"
+)
+TEXTS = st.one_of(LOOKALIKES, st.text(max_size=20))
+VALUES = st.recursive(
+    st.one_of(TEXTS, st.integers(), st.floats(allow_nan=False), st.booleans(), st.none()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("yaml") / "values.yaml"
+
+
+@example(values={"commit": "83e1234", "rate": 1e-5, "huge": 1e300, "day": "2024-01-01"})
+@given(values=st.dictionaries(TEXTS, VALUES, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_what_is_written_is_read_back(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(yaml_text(values), encoding="utf-8")
+    found = read_yaml(path).values
+    assert found == values
+    assert repr(found) == repr(values)

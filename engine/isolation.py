@@ -92,6 +92,17 @@ def longest_document(backbone: "nn.Module") -> int | None:
     return None if rows is None else int(rows) - first_position(backbone)
 
 
+def require_positions(backbone: "nn.Module", length: int, what: str) -> None:
+    """RecipeError if rows of ``length`` tokens are longer than the model can number."""
+    longest = longest_document(backbone)
+    if longest is not None and length > longest:
+        msg = (
+            f"{what}: length is {length}, but the model has positions for {longest} tokens; "
+            "shorten the rows, or take a model with more positions"
+        )
+        raise RecipeError(msg)
+
+
 def check_isolation(backbone: "nn.Module") -> None:
     """Try whether a document's outputs change with its neighbour; RecipeError if they do.
 

@@ -1,6 +1,7 @@
 """Backbones by transformers' Auto classes: from a shape with random weights, or pretrained."""
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 import configs
-from configs.errors import DataError, RecipeError
+from configs.errors import CheckpointError, DataError, RecipeError
 from configs.schema import Config
 from configs.stage import split_location
 from data_pipeline.randomness import keyed
 from data_pipeline.tokenization import tokenizer_sha256
+from engine.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 SHAPES = Path(configs.__file__).parent / "models"
 Locate = Callable[[str], Path]
 IsMade = Callable[[str], bool]
+log = logging.getLogger(__name__)
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _AUTO = {
     "masked_lm": "AutoModelForMaskedLM",
@@ -33,10 +36,15 @@ _AUTO = {
 
 
 class LoadedModel(NamedTuple):
-    """A transformers model in fp32 on the CPU, and the tokenizer it is used with."""
+    """A transformers model in fp32 on the CPU, and the tokenizer it is used with.
+
+    Attributes:
+        fresh: names of a pretrained model's parameters that came with no weights: its head's.
+    """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    fresh: tuple[str, ...] = ()
 
 
 class RandomModel(Config):
@@ -91,15 +99,25 @@ class PretrainedModel(Config):
 
         Raises:
             RecipeError: the model cannot serve the architecture.
+            CheckpointError: an export there is damaged.
             DataError: nothing loadable there, weights of the backbone missing, or a tokenizer
                 with more tokens than the model has embeddings.
         """
         where = self.tokenizer or self.location
+        for location in {self.location, where}:
+            _require_intact(resolve(location, locate))
         tokenizer = load_tokenizer(where, locate)
         source = resolve(self.location, locate)
         with _seeded(seed), _sdpa(self.location, architecture):
-            model = _load(source, self.location, architecture)
-        return _finished(model, tokenizer, where)
+            model, fresh = _load(source, self.location, architecture)
+        if fresh:
+            # Only rank 0's informations are shown.
+            log.info(
+                "model %s: no weights for its head, made afresh: %s",
+                self.location,
+                ", ".join(fresh),
+            )
+        return _finished(model, tokenizer, where)._replace(fresh=fresh)
 
     def check(self, is_made: IsMade, locate: Locate) -> None:
         """Model and tokenizer folders, without loading anything."""
@@ -155,8 +173,26 @@ def resolve(location: str, locate: Locate) -> str:
 
 
 def _is_hub_name(location: str) -> bool:
-    local = split_location(location)[0] is not None or Path(location).exists()
+    """Whether it names no place on this disk: nothing there, and not written as a path.
+
+    ``models/mine`` beside a folder ``models`` is a path, too: a slip in it would pass for a name.
+    """
+    if split_location(location)[0] is not None or location.startswith((".", "/", "~")):
+        return False
+    path = Path(location)
+    local = path.exists() or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
     return not local and _HUB_NAME.fullmatch(location) is not None
+
+
+def _require_intact(source: str) -> None:
+    """CheckpointError naming the files at fault, if the folder is an export that was damaged."""
+    from engine.checkpoint.export import CARD, export_problems
+
+    folder = Path(source)
+    if (folder / CARD).is_file() and (problems := export_problems(folder)):
+        found = "\n  ".join(problems)
+        msg = f"{folder}: this export is damaged; restore it, or --redo its stage:\n  {found}"
+        raise CheckpointError(msg)
 
 
 def _check_location(location: str, is_made: IsMade, locate: Locate) -> None:
@@ -170,9 +206,10 @@ def load_tokenizer(location: str, locate: Locate) -> "PreTrainedTokenizerBase":
 
     source = resolve(location, locate)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=False
-        )
+        with quiet_transformers():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                source, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError) as error:
         msg = f"tokenizer {location}: transformers cannot load it from {source}: {error}"
         raise DataError(msg) from error
@@ -233,7 +270,10 @@ def _sdpa(where: str, architecture: "Architecture") -> Iterator[None]:
         raise RecipeError(msg) from error
 
 
-def _load(source: str, location: str, architecture: "Architecture") -> "PreTrainedModel":
+def _load(
+    source: str, location: str, architecture: "Architecture"
+) -> "tuple[PreTrainedModel, tuple[str, ...]]":
+    """The model, and the names of its head's parameters that it has no weights for."""
     import torch
     from transformers import AutoConfig
 
@@ -243,29 +283,26 @@ def _load(source: str, location: str, architecture: "Architecture") -> "PreTrain
         msg = f"model {location}: transformers cannot load it from {source}: {error}"
         raise DataError(msg) from error
     try:
-        model, report = _auto(architecture).from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
+        with quiet_transformers():
+            model, report = _auto(architecture).from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
     except (OSError, RuntimeError) as error:
         msg = f"model {location}: transformers cannot load it from {source}: {error}"
         raise DataError(msg) from error
     backbone = f"{model.base_model_prefix}."
     in_backbone = model.base_model is model
-    missing = [
-        name
-        for name in report["missing_keys"]
-        if "pooler." not in name and (in_backbone or name.startswith(backbone))
-    ]
+    unfilled = sorted(name for name in report["missing_keys"] if "pooler." not in name)
+    missing = [name for name in unfilled if in_backbone or name.startswith(backbone)]
     if missing:
         msg = f"model {location}: {len(missing)} weights are missing, among them {missing[0]}"
         raise DataError(msg)
-    loaded: PreTrainedModel = model
-    return loaded
+    return model, tuple(unfilled)
 
 
 def _finished(model: Any, tokenizer: "PreTrainedTokenizerBase", where: str) -> LoadedModel:

@@ -15,7 +15,6 @@ from configs.schema import Config
 from data_pipeline.packing import BestFitPacking, Packing
 from data_pipeline.streaming import FixedRows
 from downstream.evaluation.significance import Resampling, paired_ratio_interval
-from downstream.positions import require_positions
 from engine.models import PretrainedModel
 from engine.objectives import ObjectiveConfig
 
@@ -81,6 +80,7 @@ def row_losses(
         DataError: the model's tokenizer is not the one that made the set.
         NumericalError: the loss is not finite.
     """
+    from engine.isolation import require_positions
     from engine.learner import Learner
 
     folder = locate(config.sets[name])

@@ -3,15 +3,17 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import CheckpointError, DataError
+from data_pipeline.tokenization import tokenizer_sha256
 from engine.checkpoint import commit
 from engine.checkpoint.fragments import FragmentStore
+from engine.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 CARD = "onward.json"
 FORMAT = "onward-export-1"
-# Logits may move by this share of the largest one: a merge adds in another order than LoRA ran.
+# Logits may move by this share of the largest one, the loss by this share of itself: a merge adds
+# in another order than LoRA ran.
 _TOLERANCE = 1e-4
 _BLOCK = 1 << 22
 
@@ -216,7 +219,7 @@ def _auto_class(model: Any) -> str:
 def _write(model: Any, tokenizer: Any, folder: Path) -> None:
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
     commit.require_space(folder, needed)
-    with _quiet():
+    with quiet_transformers():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -236,6 +239,7 @@ def _verify(
             f"{difference:.3g} (largest logit {largest:.3g}); nothing was exported"
         )
         raise CheckpointError(msg)
+    _compare_losses(answer.loss, trained.loss)
     return Verification(
         auto_class=_auto_class(model),
         parameters=sum(p.numel() for p in loaded.parameters()),
@@ -251,7 +255,7 @@ def _load(folder: Path, auto_class: str) -> Any:
     """The model as anybody would load it."""
     import transformers
 
-    with _quiet():
+    with quiet_transformers():
         loaded, report = getattr(transformers, auto_class).from_pretrained(
             folder, output_loading_info=True
         )
@@ -262,18 +266,15 @@ def _load(folder: Path, auto_class: str) -> Any:
     return loaded
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bars that transformers draws on stderr."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+def _compare_losses(loaded: float | None, trained: float | None) -> None:
+    if trained is None and loaded is None:
+        return
+    if trained is None or loaded is None or not isclose(loaded, trained, rel_tol=_TOLERANCE):
+        msg = (
+            f"export: loaded back, the model's loss on the probe is {loaded}, the trained one's "
+            f"{trained}; nothing was exported"
+        )
+        raise CheckpointError(msg)
 
 
 def _compare_weights(model: "nn.Module", loaded: "nn.Module") -> None:
@@ -313,10 +314,14 @@ def ties(model: "nn.Module") -> tuple[tuple[str, ...], ...]:
 def _compare_tokenizer(tokenizer: Any, folder: Path) -> None:
     import transformers
 
-    loaded = transformers.AutoTokenizer.from_pretrained(folder)
-    same = loaded.get_vocab() == tokenizer.get_vocab()
-    if not same or loaded.special_tokens_map != tokenizer.special_tokens_map:
-        msg = "export: loaded back, the tokenizer has another vocabulary or other special tokens"
+    with quiet_transformers():
+        loaded = transformers.AutoTokenizer.from_pretrained(folder)
+    digests = [tokenizer_sha256(each.backend_tokenizer) for each in (loaded, tokenizer)]
+    if digests[0] != digests[1] or loaded.special_tokens_map != tokenizer.special_tokens_map:
+        msg = (
+            "export: loaded back, the tokenizer gives texts other ids or has other special tokens; "
+            "nothing was exported"
+        )
         raise CheckpointError(msg)
 
 

@@ -1,13 +1,17 @@
 """Backbones: sized to the tokenizer, the same for a seed, refused where they do not fit."""
 
+import json
+import logging
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from configs.errors import DataError, RecipeError
+from configs.errors import CheckpointError, DataError, RecipeError
+from configs.stage import StageContext
 from data_pipeline.tokenization import tokenizer_sha256
+from engine.checkpoint.export import CARD, FORMAT, _fingerprint, _sha256
 from engine.models import SHAPES, PretrainedModel, RandomModel, read_shape
 from tests.engine import tiny
 
@@ -26,7 +30,7 @@ def build(config, architecture="masked_lm", seed=0):
 @pytest.mark.parametrize("shape", PRESETS)
 def test_every_preset_builds_to_the_tokenizers_size(tokenizer, shape):
     causal = shape.startswith(("gpt2", "llama"))
-    model, loaded = build(
+    model, loaded, _ = build(
         RandomModel(shape=shape, tokenizer=tokenizer), "causal_lm" if causal else "masked_lm"
     )
     assert model.get_input_embeddings().weight.shape[0] == len(loaded) == tiny.VOCABULARY
@@ -126,3 +130,49 @@ def test_transformers_alone_loads_what_a_preset_saves(tokenizer, tmp_path):
     made.save_pretrained(tmp_path / "saved")
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "saved")
     assert loaded.config.vocab_size == tiny.VOCABULARY
+
+
+@pytest.mark.parametrize("location", ["./missing", "/missing", "~missing", "models/brt", "a/b/c"])
+def test_a_path_that_is_missing_is_no_hub_name(tmp_path, monkeypatch, location):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    context = StageContext("base", tmp_path, 0, "", {})
+    with pytest.raises(DataError, match="nothing at"):
+        PretrainedModel(location=location).check(context.is_made, context.locate)
+    # A cluster may download these.
+    for name in ("brt", "google/brt"):
+        PretrainedModel(location=name).check(context.is_made, context.locate)
+
+
+def test_a_damaged_export_is_refused(tokenizer, tmp_path):
+    made = build(RandomModel(shape="bert_tiny", tokenizer=tokenizer))
+    folder = tmp_path / "export"
+    made.model.save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    files = {"model.safetensors": {"bytes": 0, "sha256": _sha256(weights)}}
+    card = {"format": FORMAT, "fingerprint": _fingerprint(files), "files": files}
+    (folder / CARD).write_text(json.dumps(card))
+    config = PretrainedModel(location=str(folder))
+    build(config)
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    for architecture in ("masked_lm", "encoder"):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
+            build(config, architecture)
+
+
+def test_loading_says_what_is_fresh_in_one_line_and_nothing_else(
+    tokenizer, tmp_path, caplog, capfd
+):
+    made = build(RandomModel(shape="bert_tiny", tokenizer=tokenizer)).model
+    made.bert.save_pretrained(tmp_path / "bare")
+    caplog.set_level(logging.INFO, "engine")
+    capfd.readouterr()
+    loaded = build(PretrainedModel(location=str(tmp_path / "bare"), tokenizer=tokenizer))
+    (line,) = [record.message for record in caplog.records if record.name == "engine.models"]
+    assert "no weights for its head, made afresh: cls.predictions" in line
+    assert loaded.fresh
+    assert all(name.startswith("cls.") for name in loaded.fresh)
+    assert capfd.readouterr().err == ""

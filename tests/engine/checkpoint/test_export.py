@@ -20,7 +20,7 @@ from engine.checkpoint import (
     read_card,
     save,
 )
-from engine.checkpoint.export import CARD
+from engine.checkpoint.export import CARD, _compare_losses
 from engine.loop import train_step
 from engine.optimization import AdamW, Constant
 from engine.protocols import Adaptation, Progress, Run
@@ -258,6 +258,27 @@ def test_a_merge_that_changes_the_model_leaves_the_old_export(finished: Path) ->
     assert read_card(finished / "export")["fingerprint"] == before
     assert not export_problems(finished / "export")
     assert not list(finished.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize(("loaded", "learned"), [(2.001, 2.0), (float("nan"), 2.0), (None, 2.0)])
+def test_another_loss_is_refused(loaded: float | None, learned: float | None) -> None:
+    _compare_losses(2.00001, 2.0)
+    _compare_losses(None, None)
+    with pytest.raises(CheckpointError, match="loss on the probe is"):
+        _compare_losses(loaded, learned)
+
+
+def test_a_tokenizer_that_splits_otherwise_is_refused(finished: Path) -> None:
+    from tokenizers.normalizers import Lowercase
+
+    words = tokenizer(finished)
+    save_as_it_was = words.save_pretrained
+    words.save_pretrained = lambda folder: (
+        save_as_it_was(folder),
+        setattr(words.backend_tokenizer, "normalizer", Lowercase()),
+    )
+    with pytest.raises(CheckpointError, match="gives texts other ids"):
+        again(finished, bert(finished), tokenizer=words)
 
 
 def test_a_broken_tie_is_refused(finished: Path) -> None:

@@ -53,7 +53,7 @@ def train_step(run: Run, step: int) -> StepRecord:
         msg = f"step {step}: no micro-batches"
         raise DataError(msg)
     norm = backend.gradient_norm()
-    return StepRecord(losses, counts, norm, lr, perf_counter() - began)
+    return StepRecord(losses, counts, norm, lr, perf_counter() - began, backend.skipped())
 
 
 def _next(run: Run, step: int) -> Sequence[Batch]:

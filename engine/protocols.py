@@ -158,6 +158,10 @@ class Backend(Protocol):
         """Global norm before clipping, of the last step."""
         ...
 
+    def skipped(self) -> bool:
+        """True if the last step changed nothing, since fp16's scaled gradient overflowed."""
+        ...
+
     def sum_over_ranks(self, tensor: "Tensor") -> "Tensor":
         """The elementwise sum over all ranks; every rank must call it."""
         ...
@@ -196,6 +200,7 @@ class StepRecord:
         gradient_norm: global norm before clipping.
         lr: the rate the step was taken with.
         seconds: wall time of the step on this rank.
+        skipped: the step changed nothing, since fp16's scaled gradient overflowed.
     """
 
     losses: "Tensor"
@@ -203,6 +208,7 @@ class StepRecord:
     gradient_norm: "Tensor | float"
     lr: float
     seconds: float
+    skipped: bool = False
 
 
 class Hook:

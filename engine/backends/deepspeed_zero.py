@@ -152,6 +152,7 @@ class DeepSpeedBackend:
         self._state = zero_state.open_state(self._engine, self._optimizer, self._stage)
         self._micro_batch = 0
         self._norm: Tensor | float = 0.0
+        self._skipped = False
         self._engine.train()
 
     def forward(self, batch: Batch) -> Loss:
@@ -181,14 +182,23 @@ class DeepSpeedBackend:
         if self._stage == 0:
             # There DeepSpeed clips without telling the norm; the gradients are reduced by now.
             self._norm = self._whole_norm()
+        skipped_before = self._engine.skipped_steps
         self._engine.step()
         self._micro_batch = 0
         if self._stage > 0:
-            self._norm = self._engine.get_global_grad_norm()
+            self._norm = _marked(self._engine.get_global_grad_norm())
+        self._skipped = self._engine.skipped_steps > skipped_before
 
     def gradient_norm(self) -> "Tensor | float":
         """Global norm before clipping, of the last step."""
         return self._norm
+
+    def skipped(self) -> bool:
+        """Whether fp16's gradient overflowed at the last step.
+
+        DeepSpeed skips in fp32 and bf16, too, at some stages; there it is an error, as elsewhere.
+        """
+        return self._skipped and self._fp16() is not None
 
     def sum_over_ranks(self, tensor: "Tensor") -> "Tensor":
         """The elementwise sum over all ranks, on the device."""
@@ -202,11 +212,12 @@ class DeepSpeedBackend:
 
     def load_fragments(self, read: ReadRange, keys: Sequence[str], steps: int) -> None:
         """Fill weights and optimizer states from a checkpoint of any stage and world size."""
-        wanted = self._passes.wanted_keys(keys, self._optimizer.state_keys, steps)
+        taken = steps - int(self._engine.skipped_steps)
+        wanted = self._passes.wanted_keys(keys, self._optimizer.state_keys, taken)
         self._optimizer.state.clear()
         if wanted:
             for partition in self._state.partitions():
-                self._optimizer.create_state(partition, steps - self._engine.skipped_steps)
+                self._optimizer.create_state(partition, taken)
         for piece in self._state.held():
             piece.tensor.copy_(read(piece.name, piece.key, piece.start, piece.tensor.numel()))
         self._state.refresh()
@@ -242,6 +253,13 @@ class DeepSpeedBackend:
 
         gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
+
+
+def _marked(norm: "Tensor | float") -> "Tensor | float":
+    """DeepSpeed's norm; below zero it stands for one that is not finite."""
+    if isinstance(norm, float | int):
+        return norm if norm >= 0 else float("inf")
+    return norm.masked_fill(norm < 0, float("inf"))
 
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")

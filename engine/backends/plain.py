@@ -144,6 +144,10 @@ class PlainBackend:
         """Global norm before clipping, of the last step."""
         return self._norm
 
+    def skipped(self) -> bool:
+        """Never: there is no loss scale to lower."""
+        return False
+
     def sum_over_ranks(self, tensor: "Tensor") -> "Tensor":
         """The tensor on the device: there is one rank."""
         return tensor.to(self.device, non_blocking=True)
@@ -153,18 +157,19 @@ class PlainBackend:
         for name, master in self._masters.items():
             shape = tuple(master.shape)
             yield Fragment(name, "fp32", shape, 0, master.detach().view(-1))
+            state = self._optimizer.state.get(master, {})
             for key in self._optimizer.state_keys:
-                if key in self._optimizer.state[master]:
-                    state = self._optimizer.state[master][key]
-                    yield Fragment(name, key, shape, 0, state.view(-1))
+                if key in state:
+                    yield Fragment(name, key, shape, 0, state[key].view(-1))
 
     def load_fragments(self, read: ReadRange, keys: Sequence[str], steps: int) -> None:
         """Fill weights and optimizer states from a checkpoint taken after ``steps``."""
-        wanted = self._passes.wanted_keys(keys, self._optimizer.state_keys, steps)
+        taken = steps - self._skipped
+        wanted = self._passes.wanted_keys(keys, self._optimizer.state_keys, taken)
         self._optimizer.state.clear()
         if wanted:
             for master in self._masters.values():
-                self._optimizer.create_state(master, steps - self._skipped)
+                self._optimizer.create_state(master, taken)
         for piece in self.fragments():
             piece.tensor.copy_(read(piece.name, piece.key, piece.start, piece.tensor.numel()))
         self._refresh()

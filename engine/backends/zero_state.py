@@ -61,7 +61,7 @@ class ZeroState(ABC):
         return self.held()
 
     def _fragments(self, piece: Piece) -> Iterator[Fragment]:
-        state = self._optimizer.state[piece.partition] if self._optimizer.state else {}
+        state = self._optimizer.state.get(piece.partition, {})
         present = [key for key in self._optimizer.state_keys if key in state]
         tensors = {"fp32": piece.partition.detach()} | {key: state[key] for key in present}
         for key, tensor in tensors.items():

@@ -49,8 +49,9 @@ class Checkpoint:
         """
         store = self.store()
         _require_same_model(store, backend)
-        backend.load_fragments(store.read, store.state_keys, self.step)
+        # Skipped steps first: a run that has only skipped has no optimizer state to fill.
         backend.load_extra_state(self.backend_state)
+        backend.load_fragments(store.read, store.state_keys, self.step)
         return Progress(self.step)
 
 

@@ -13,6 +13,7 @@ from engine.hooks.throughput import Throughput
 from engine.protocols import Backend, Hook, Progress, StepRecord
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -92,7 +93,8 @@ class MetricsHook(Hook):
         """Keep the record; at a logged step read them all.
 
         Raises:
-            NumericalError: a loss since the line before was not finite; names the first such step.
+            NumericalError: a loss or a gradient since the line before was not finite (one that
+                fp16 skipped may be); names the first such step.
         """
         self._records.append(record)
         self._step = progress.step
@@ -137,22 +139,29 @@ class MetricsHook(Hook):
 
         began = perf_counter()
         rows = torch.stack([record.losses for record in self._records]).double()
-        losses = backend.sum_over_ranks(rows.sum(0)).tolist()
-        if not all(map(isfinite, losses)):
-            raise NumericalError(self._diverged(backend, rows))
+        bad_norms = _bad_norms(self._records, rows.device)
+        summed = torch.cat([rows.sum(0), bad_norms.sum().reshape(1)])
+        *losses, bad = backend.sum_over_ranks(summed).tolist()
+        if bad or not all(map(isfinite, losses)):
+            raise NumericalError(self._diverged(backend, rows, bad_norms))
         counts = torch.stack([record.counts for record in self._records]).sum(0).tolist()
         steps = sum(record.seconds for record in self._records)
         # Reading waits for the device: the time of steps that were only queued until now.
         self._window.add(losses, counts, steps + perf_counter() - began)
         self._records = []
 
-    def _diverged(self, backend: Backend, rows: "Tensor") -> str:
-        bad = backend.sum_over_ranks((~rows.isfinite()).double()).tolist()
+    def _diverged(self, backend: Backend, rows: "Tensor", bad_norms: "Tensor") -> str:
+        import torch
+
+        seen = torch.cat([(~rows.isfinite()).double(), bad_norms[:, None]], dim=1)
+        bad = backend.sum_over_ranks(seen).tolist()
         first = next((i for i, row in enumerate(bad) if any(row)), len(bad) - 1)
         step = self._step - len(bad) + 1 + first
-        names = [name for name, count in zip(self._sources, bad[first][1:], strict=True) if count]
+        *losses, norm = bad[first]
+        what = "gradient" if norm and not any(losses) else "loss"
+        names = [name for name, count in zip(self._sources, losses[1:], strict=True) if count]
         return (
-            f"step {step}: the loss is not finite"
+            f"step {step}: the {what} is not finite"
             f"{' on rows of ' + ', '.join(names) if names else ''}; nothing is saved from here on. "
             f"'onward order' shows the rows of that step; a lower lr, a longer warm-up or "
             "another precision are the usual remedies"
@@ -194,6 +203,15 @@ class MetricsHook(Hook):
                 for i, name in enumerate(self._sources)
             },
         }
+
+
+def _bad_norms(records: Sequence[StepRecord], device: "torch.device") -> "Tensor":
+    """fp64 [steps]: 1 where a step was taken with a gradient that is not finite."""
+    import torch
+
+    norms = [torch.as_tensor(r.gradient_norm, device=device).double().reshape(()) for r in records]
+    taken = torch.tensor([not record.skipped for record in records], device=device)
+    return (~torch.stack(norms).isfinite() & taken).double()
 
 
 def _mean(total: float, count: float) -> float | None:

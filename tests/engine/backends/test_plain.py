@@ -168,3 +168,17 @@ def test_plans():
     assert Plain(config={"train_batch_size": 8}).plan(1).micro_batch == 8
     with pytest.raises(RecipeError, match="one process, not 2"):
         Plain(config={"train_batch_size": 8}).plan(2)
+
+
+def test_a_run_that_only_skipped_has_no_optimizer_state_to_take_back(tmp_path):
+    backend = backend_of(tmp_path)
+    saved = {(f.name, f.key): f.tensor.clone() for f in backend.fragments()}
+    expected = curve(backend, 2, 4)
+    other = backend_of(tmp_path)
+    other.load_extra_state({"skipped_steps": 2})
+    other.load_fragments(lambda n, k, s, c: saved[n, k][s : s + c], ["fp32"], 2)
+    assert curve(other, 2, 4) == expected
+    taken = backend_of(tmp_path)
+    taken.load_extra_state({"skipped_steps": 1})
+    with pytest.raises(CheckpointError, match="it holds the optimizer states"):
+        taken.load_fragments(lambda n, k, s, c: saved[n, k][s : s + c], ["fp32"], 2)

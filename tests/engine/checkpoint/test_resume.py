@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from configs.errors import CheckpointError
+from engine.adaptation import FullTraining, LowRank
 from engine.backends import Plain
 from engine.checkpoint import newest, open_checkpoint, save
 from engine.loop import train_step
@@ -19,9 +20,9 @@ FP32 = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 4}
 BF16 = FP32 | {"bf16": {"enabled": True}}
 
 
-def backend(folder: Path, config: dict[str, Any], shape: str = "bert_tiny") -> Any:
+def backend(folder: Path, config: dict[str, Any], adaptation: Any = None) -> Any:
     penalties = [StartingPoint(strength=0.1).build()]
-    learner = tiny.learner(folder, shape, hidden_dropout_prob=0.1)
+    learner = tiny.learner(folder, adaptation=adaptation, hidden_dropout_prob=0.1)
     return Plain(config=config).build(learner, AdamW(lr=1e-2), penalties)
 
 
@@ -36,13 +37,14 @@ def losses(held: Any, first: int, stop: int) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("config", [FP32, BF16], ids=["fp32", "bf16"])
-def test_it_goes_on_bit_for_bit(tmp_path: Path, config: dict[str, Any]) -> None:
-    first = backend(tmp_path, config)
+@pytest.mark.parametrize("adaptation", [FullTraining(), LowRank(rank=2)], ids=["full", "lora"])
+def test_it_goes_on_bit_for_bit(tmp_path: Path, config: dict[str, Any], adaptation: Any) -> None:
+    first = backend(tmp_path, config, adaptation.build(0))
     losses(first, 0, 3)
     save(tmp_path / "checkpoints", Progress(3), first, {"cursor": 24}, "recipe")
     expected = losses(first, 3, 7)
 
-    second = backend(tmp_path, config)
+    second = backend(tmp_path, config, adaptation.build(0))
     found = newest(tmp_path / "checkpoints", "recipe")
     assert found is not None
     assert found.restore(second) == Progress(3)

@@ -126,12 +126,27 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_the_step(
     assert lines(tmp_path / "metrics.jsonl") == []
 
 
+@pytest.mark.parametrize("bad", [float("nan"), torch.tensor(float("inf"))])
+@pytest.mark.parametrize("when", ["logged", "saved"])
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_step(
+    tmp_path: Path, bad: Any, when: str
+) -> None:
+    metrics, backend = hook(tmp_path / "metrics.jsonl", every=5), FakeBackend()
+    metrics.on_start(backend, Progress(10))
+    changes = {12: {"gradient_norm": bad, "skipped": True}, 13: {"gradient_norm": bad}}
+    with pytest.raises(NumericalError, match="step 13: the gradient is not finite; nothing"):
+        for step in range(11, 16 if when == "logged" else 15):
+            metrics.after_step(backend, Progress(step), record(step, **changes.get(step, {})))
+        metrics.state_dict()
+    assert lines(tmp_path / "metrics.jsonl") == []
+
+
 def test_what_is_no_number_is_null(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     metrics, backend = hook(path, every=1), FakeBackend()
     metrics.on_start(backend, Progress())
     counts = torch.tensor([4.0, 8.0, 4.0, 0.0, 8.0, 0.0], dtype=torch.float64)
-    step = record(1, counts=counts, gradient_norm=float("inf"))
+    step = record(1, counts=counts, gradient_norm=float("inf"), skipped=True)
     metrics.after_step(backend, Progress(1), step)
     (line,) = lines(path)
     assert line["grad_norm"] is None

@@ -17,7 +17,6 @@ from data_pipeline.example import Example
 from data_pipeline.randomness import keyed
 from downstream.cell import DEGENERATE_RULE, Cell, CellResult, Recipe, run_cell
 from downstream.heads import Head, LinearHead
-from downstream.positions import require_positions
 from downstream.records import (
     digest_of_files,
     read_json,
@@ -76,7 +75,7 @@ class FinetuneStage(StageConfig):
         table = Table(self, context)
         for cell in self._mine(table):
             table.run(cell)
-        distributed.barrier()
+        distributed.wait_for_all()
         fingerprint = table.gather() if distributed.rank() == 0 else ""
         return str(distributed.broadcast_object(fingerprint))
 
@@ -160,16 +159,17 @@ class Table:
     def _build(self, cell: Cell) -> "tuple[Backend, Classification, PreTrainedTokenizerBase]":
         from downstream.encoding import padding_id
         from downstream.objectives.classification import Classification
+        from engine.isolation import require_positions
         from engine.learner import Learner
 
         model = PretrainedModel(location=self._config.arms[cell.arm])
-        backbone, tokenizer = model.build(self._context.locate, "encoder", cell.seed)
-        require_positions(backbone, self._config.length, f"fine-tuning arm '{cell.arm}'")
+        loaded = model.build(self._context.locate, "encoder", cell.seed)
+        require_positions(loaded.model, self._config.length, f"fine-tuning arm '{cell.arm}'")
         head, classes = self._config.head, len(self._data.labels)
-        objective = Classification(head, classes, padding_id(tokenizer), cell.seed)
-        learner = Learner(backbone, objective)
+        objective = Classification(head, classes, padding_id(loaded.tokenizer), cell.seed)
+        learner = Learner(loaded.model, objective)
         backend = self._config.backend.build(learner, self._config.optimizer, (), cell.seed)
-        return backend, objective, tokenizer
+        return backend, objective, loaded.tokenizer
 
     def _examples(self, tokenizer: "PreTrainedTokenizerBase") -> Mapping[Side, Sequence[Example]]:
         from downstream.encoding import encode

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from configs.deepspeed_json import BatchPlan
-from configs.errors import DataError, RecipeError
+from configs.errors import DataError
 from configs.schema import Config
 from configs.stage import StageConfig, StageContext
 from data_pipeline.example import Example
@@ -85,8 +85,7 @@ class PretrainStage(StageConfig):
 
         parts = assemble(self, context)
         step = train_from_newest(parts)
-        fingerprint = export_step(self, context, step) if distributed.rank() == 0 else None
-        return str(distributed.broadcast_object(fingerprint))
+        return distributed.on_first(lambda: export_step(self, context, step))
 
     def check(self, context: StageContext) -> None:
         """Data, tokenizer, batch split and checkpoint against one another, running nothing."""
@@ -112,11 +111,12 @@ class PretrainStage(StageConfig):
         """Keys the order, the masks, dropout and fresh weights of this stage."""
         return self.seed if self.seed is not None else keyed(context.seed, context.name) >> 33
 
-    def open_stream(self, context: StageContext, verify: Verify = "sizes") -> TokenStream:
-        """The stage's token rows, in their order."""
-        return TokenStream.open(
-            self.data, context.locate, self.run_seed(context), _packing_cache(context), verify
-        )
+    def open_stream(
+        self, context: StageContext, verify: Verify = "sizes", share: slice = slice(None)
+    ) -> TokenStream:
+        """The stage's token rows, in their order; ``share``: of the shards, those hashed here."""
+        seed, cache = self.run_seed(context), _packing_cache(context)
+        return TokenStream.open(self.data, context.locate, seed, cache, verify, share)
 
     def budget(self, rows: int, global_batch: int) -> int:
         """Optimizer steps; ``rows`` is the length of the only source where epochs are given."""
@@ -132,7 +132,11 @@ def _packing_cache(context: StageContext) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Everything a pretraining stage has in hand before its first step."""
+    """Everything a pretraining stage has in hand before its first step.
+
+    Attributes:
+        frozen: digest of the weights that do not train; None if all do.
+    """
 
     stage: PretrainStage
     context: StageContext
@@ -142,6 +146,7 @@ class Parts:
     batches: BatchPlan
     steps: int
     seed: int
+    frozen: str | None
 
     def make(self, step: int) -> list["Batch"]:
         """This rank's micro-batches of a step: a pure function of the step's number."""
@@ -173,26 +178,35 @@ def build_learner(
 
     seed = stage.run_seed(context)
     loaded = stage.model.build(context.locate, objective.architecture, seed)
+    named = loaded.model.named_parameters(remove_duplicate=False)
+    fresh = [parameter for name, parameter in named if name in loaded.fresh]
     adaptation = stage.adaptation.build(seed)
     backbone = adaptation.apply(loaded.model)
+    for parameter in fresh:
+        # Random weights that an adaptation froze would stay random.
+        parameter.requires_grad_()
     return Learner(backbone, objective), adaptation, loaded.tokenizer
 
 
 def assemble(stage: PretrainStage, context: StageContext) -> Parts:
     """Open the data, build the model, wrap it in the backend; no step is taken."""
     from engine import distributed
+    from engine.frozen import frozen_digest
+    from engine.isolation import require_positions
 
     seed = stage.run_seed(context)
-    stream = stage.open_stream(context, stage.data.verify if distributed.rank() == 0 else "sizes")
+    share = slice(distributed.rank(), None, distributed.world())
+    stream = distributed.together(lambda: stage.open_stream(context, stage.data.verify, share))
     objective = stage.objective.build(stream.special, stream.vocabulary_size)
     learner, _, tokenizer = build_learner(stage, context, objective)
     _require_tokenizer(tokenizer_sha256(tokenizer.backend_tokenizer), stream)
-    _require_positions(learner.backbone, stage.data.length)
+    require_positions(learner.backbone, stage.data.length, "data")
+    frozen = distributed.on_first(lambda: frozen_digest(learner))
     batches = stage.backend.plan(distributed.world())
     penalties = [penalty.build() for penalty in stage.penalties]
     backend = stage.backend.build(learner, stage.optimizer, penalties, seed)
     steps = stage.budget(stream.rows[0], batches.global_batch)
-    return Parts(stage, context, stream, objective, backend, batches, steps, seed)
+    return Parts(stage, context, stream, objective, backend, batches, steps, seed, frozen)
 
 
 def _require_tokenizer(sha256: str, stream: TokenStream) -> None:
@@ -202,18 +216,6 @@ def _require_tokenizer(sha256: str, stream: TokenStream) -> None:
             f"{stream.tokenizer_sha256[:16]}; prepare the data with the model's tokenizer"
         )
         raise DataError(msg)
-
-
-def _require_positions(backbone: Any, length: int) -> None:
-    from engine.isolation import longest_document
-
-    longest = longest_document(backbone)
-    if longest is not None and length > longest:
-        msg = (
-            f"data.length is {length}, but the model has positions for {longest} tokens; "
-            "shorten the rows or take a model with more positions"
-        )
-        raise RecipeError(msg)
 
 
 def train_from_newest(parts: Parts) -> int:
@@ -242,6 +244,9 @@ def train_from_newest(parts: Parts) -> int:
 
 def restore(parts: Parts, hooks: Sequence["Hook"], found: "Checkpoint") -> "Progress":
     """Put weights, optimizer and hooks where the checkpoint left them."""
+    from engine.frozen import require_same_frozen
+
+    require_same_frozen(found.state, parts.frozen, found.folder)
     cursor = Cursor.from_json(found.state["cursor"])
     parts.stream.resume(cursor)
     for hook in hooks:
@@ -251,6 +256,7 @@ def restore(parts: Parts, hooks: Sequence["Hook"], found: "Checkpoint") -> "Prog
 
 def make_hooks(parts: Parts) -> list["Hook"]:
     """Checkpoints come last: what is saved is what the others have seen."""
+    from engine import frozen
     from engine.hooks import CheckpointHook, MetricsHook, TensorBoardHook, Throughput
 
     stage, folder, steps = parts.stage, parts.context.folder, parts.steps
@@ -266,6 +272,7 @@ def make_hooks(parts: Parts) -> list["Hook"]:
         return {
             "cursor": parts.stream.cursor(index).to_json(),
             "hooks": {hook.name: hook.state_dict() for hook in hooks},
+            frozen.KEY: parts.frozen,
         }
 
     every, keep = stage.checkpoint.every, stage.checkpoint.keep
@@ -314,11 +321,13 @@ def export_step(
     """
     from engine.checkpoint import export_model, open_checkpoint
     from engine.checkpoint.save import step_folder
+    from engine.frozen import frozen_digest, require_same_frozen
 
     checkpoint = open_checkpoint(step_folder(context.folder / "checkpoints", step))
     stream = stage.open_stream(context)
     objective = stage.objective.build(stream.special, stream.vocabulary_size)
     learner, adaptation, tokenizer = build_learner(stage, context, objective)
+    require_same_frozen(checkpoint.state, frozen_digest(learner), checkpoint.folder)
     lineage = {
         "stage": context.name,
         "key": context.key,

@@ -1,18 +1,24 @@
 """Processes and what they exchange: the only user of torch.distributed; alone, the identity."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from itertools import count
+from time import sleep
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from configs.errors import LaunchError
+from configs.errors import LaunchError, OnwardError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 LIMIT = timedelta(minutes=30)
+POLL = 0.2
+"""Seconds between two looks at the store; waiting in it would keep NCCL's own threads from it."""
+T = TypeVar("T")
+_waits = count()
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -147,3 +153,86 @@ def broadcast_object(value: Any, source: int = 0) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=source)
     return values[0]
+
+
+def wait_for_all() -> None:
+    """Wait for all processes, however long: a collective gives up after ``LIMIT``.
+
+    For work that takes the processes unequally long. Whoever started them ends the others when
+    one of them dies.
+    """
+    if world() > 1:
+        turn = next(_waits)
+        _announce(f"{turn}/{rank()}")
+        _wait_for([f"{turn}/{number}" for number in range(world())])
+
+
+def on_first(action: Callable[[], T]) -> T:
+    """Do something on rank 0 alone, however long it takes; every process must call it.
+
+    Its answer (small and picklable), or the OnwardError it raised, is everybody's.
+
+    Raises:
+        LaunchError: on the other ranks, where rank 0 failed by another error or is gone.
+    """
+    if world() == 1:
+        return action()
+    turn = next(_waits)
+    answer, error = None, None
+    if rank() == 0:
+        answer, error = _attempt(action)
+        _announce(f"{turn}/0")
+    else:
+        _wait_for([f"{turn}/0"])
+    answer, told = broadcast_object((answer, _for_others(error)))
+    if error or told:
+        raise error or told
+    return answer  # type: ignore[no-any-return]  # what the action returned, after the broadcast
+
+
+def together(action: Callable[[], T]) -> T:
+    """Each process does its share, however long it takes; if one fails, all raise its error."""
+    answer, error = _attempt(action)
+    wait_for_all()
+    errors = all_gather_object(_for_others(error))
+    if error is not None and not isinstance(error, OnwardError):
+        raise error
+    for told in errors:
+        if told is not None:
+            raise told
+    return answer  # type: ignore[return-value]  # there was no error, so it is the answer
+
+
+def _attempt(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """An error as a value: a process that raised alone would leave the others waiting."""
+    try:
+        return action(), None
+    except Exception as error:  # whatever it is, the others must hear of it
+        return None, error
+
+
+def _for_others(error: Exception | None) -> OnwardError | None:
+    if error is None or isinstance(error, OnwardError):
+        return error
+    return LaunchError(f"rank {rank()} failed: {type(error).__name__}: {error}")
+
+
+def _store() -> Any:
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()
+
+
+def _announce(key: str) -> None:
+    _store().set(f"onward/{key}", b"1")
+
+
+def _wait_for(keys: Sequence[str]) -> None:
+    store = _store()
+    wanted = [f"onward/{key}" for key in keys]
+    try:
+        while not store.check(wanted):
+            sleep(POLL)
+    except RuntimeError as error:  # the store lives in rank 0
+        msg = f"rank {rank()}: rank 0 is gone: {error}"
+        raise LaunchError(msg) from error

@@ -69,12 +69,16 @@ class ShardedDataset:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
-    def open(cls, folder: Path, verify: Verify = "sizes") -> "ShardedDataset":
+    def open(
+        cls, folder: Path, verify: Verify = "sizes", share: slice = slice(None)
+    ) -> "ShardedDataset":
         """Open a shard folder; DataError naming the file that is missing, cut short or changed.
 
         Args:
             folder: holds manifest.json.
             verify: ``sizes`` checks file sizes and every index; ``digests`` hashes all bytes too.
+            share: of the shards' numbers, those that this process hashes; of the others it checks
+                sizes and indices.
         """
         manifest = read_manifest(folder)
         if not manifest.shards:
@@ -82,8 +86,9 @@ class ShardedDataset:
             raise DataError(msg)
         shards: list[Shard] = []
         first = 0
-        for record in manifest.shards:
-            _check_files(folder, record, verify)
+        hashed = range(len(manifest.shards))[share] if verify == "digests" else ()
+        for number, record in enumerate(manifest.shards):
+            _check_files(folder, record, "digests" if number in hashed else "sizes")
             index = _checked_index(folder, record, manifest)
             shards.append(Shard(record, record.digest, first, index))
             first += record.sequences

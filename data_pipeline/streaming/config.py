@@ -41,9 +41,7 @@ class DataConfig(Config):
     sources: dict[str, SourceConfig] = Field(min_length=1)
     changes: tuple[WeightChange, ...] = Field((), description="new weights in mid-run")
     skip: tuple[SkippedRows, ...] = Field((), description="rows that are not read")
-    verify: Verify = Field(
-        "digests", description="how shards are checked before the first step, by rank 0"
-    )
+    verify: Verify = Field("digests", description="how shards are checked before the first step")
 
     @model_validator(mode="after")
     def _schedule(self) -> Self:

@@ -43,6 +43,7 @@ class TokenStream:
         seed: int,
         cache: Path | None = None,
         verify: Verify = "sizes",
+        share: slice = slice(None),
     ) -> "TokenStream":
         """Open and check every source.
 
@@ -52,13 +53,14 @@ class TokenStream:
             seed: of the order.
             cache: folder of packing plans; None makes them afresh.
             verify: ``digests`` hashes every byte of the shards before one is used.
+            share: of each source's shards, those that this process hashes.
 
         Raises:
             DataError: a damaged shard, or sources made by different tokenizers.
             RecipeError: the same data twice, or rows too short for the special tokens.
         """
         data = {
-            name: ShardedDataset.open(locate(source.shards), verify)
+            name: ShardedDataset.open(locate(source.shards), verify, share)
             for name, source in config.sources.items()
         }
         _require_one_tokenizer(data)
@@ -170,8 +172,13 @@ class FixedRows:
         packing: Packing = BestFitPacking(),  # noqa: B008 -- frozen
         cache: Path | None = None,
     ) -> "FixedRows":
-        """Choose ``rows`` rows of a shard folder, or all when it has no more than that."""
-        source = PackedSource.open(ShardedDataset.open(folder), packing, length, cache)
+        """Choose ``rows`` rows of a shard folder, or all when it has no more than that.
+
+        Raises:
+            DataError: a damaged shard; every byte is hashed, as held-out sets are small.
+        """
+        data = ShardedDataset.open(folder, verify="digests")
+        source = PackedSource.open(data, packing, length, cache)
         count = min(rows, len(source))
         sample = permute(np.arange(count), len(source), keyed(0, "fixed", source.data.content))
         nought = np.zeros(count, np.int64)

@@ -2,19 +2,22 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from configs.errors import CheckpointError, DataError, OnwardError, RecipeError
+from configs.errors import CheckpointError, DataError, OnwardError, RecipeError, ResourceError
 from configs.stage import Artifact, StageConfig, StageContext
 from configs.yaml_source import nearest
 from launcher.interruption import Interrupted
 from launcher.links import ChainRecipe, inputs_of
-from launcher.run_folder import Failure, RunFolder, Status, now
+from launcher.run_folder import Failure, RunFolder, Status, Workers, now
 
 State = Literal["open", "waiting", "unfinished", "done", "foreign"]
 _SHOWN = 6
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +217,16 @@ def check(recipe: ChainRecipe, run: RunFolder, names: Iterable[str]) -> None:
 
 
 def enter(
-    recipe: ChainRecipe, run: RunFolder, name: str, replace: Iterable[str] = ()
+    recipe: ChainRecipe,
+    run: RunFolder,
+    name: str,
+    replace: Iterable[str] = (),
+    workers: Workers | None = None,
 ) -> StageContext | None:
     """Mark a stage as running and give its context; None if it is done already.
 
-    A foreign one is discarded if ``replace`` names it, and refused otherwise.
+    A foreign one is discarded if ``replace`` names it, and refused otherwise. ``workers`` are
+    the processes of a launched one; a line warns if it was begun with others.
     """
     standings = survey(recipe, run)
     if standings[name].state == "foreign" and name in set(replace):
@@ -241,9 +249,23 @@ def enter(
         config=stage.model_dump(mode="json"),
         version=stage.VERSION,
         seed=recipe.seed,
+        workers=_begun_with(run.status(name), name, workers),
     )
     run.write_status(name, status)
     return StageContext(name, run.stage(name), recipe.seed, standing.key, standing.inputs)
+
+
+def _begun_with(status: Status | None, name: str, workers: Workers | None) -> Workers | None:
+    begun = status.workers if status else None
+    if begun and workers and begun != workers:
+        logger.warning(
+            "%s: begun with %s, goes on with %s: "
+            "its losses will agree with an uninterrupted run's to rounding, not bit for bit",
+            name,
+            begun,
+            workers,
+        )
+    return begun or workers
 
 
 def finish(run: RunFolder, name: str, fingerprint: str) -> None:
@@ -262,11 +284,16 @@ def finish(run: RunFolder, name: str, fingerprint: str) -> None:
 
 
 def fail(run: RunFolder, name: str, error: BaseException) -> None:
-    """Mark a running stage as failed; anything else is left as it is."""
+    """Mark a running stage as failed; anything else is left as it is.
+
+    On a full disk it stays marked as running, which is taken up again just so: what is told is
+    ``error``, not that it could not be noted.
+    """
     status = run.status(name)
     if status is None or status.state != "running":
         return
     code = error.exit_code if isinstance(error, OnwardError | Interrupted) else 1
     failure = Failure(kind=type(error).__name__, message=str(error), exit_code=code)
     update = {"state": "failed", "finished": now(), "error": failure}
-    run.write_status(name, status.model_copy(update=update))
+    with suppress(ResourceError):
+        run.write_status(name, status.model_copy(update=update))

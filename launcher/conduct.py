@@ -69,7 +69,13 @@ class Conductor:
         values = self.recipe.model_dump(mode="json")
         self.folder.write_recipe(values | {"output": str(self.folder.root)})
         placed = hosts or {"localhost": self.placement.world()}
-        provenance.record(self.folder, self.recipe.seed, provenance.command_line(), placed)
+        provenance.record(
+            self.folder,
+            self.recipe.seed,
+            provenance.command_line(),
+            placed,
+            self.placement.threads(),
+        )
 
     def _run_stages(self, names: Sequence[str]) -> None:
         waiting = list(names)

@@ -8,12 +8,14 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import RecipeError
 
 PROJECT = Path(__file__).resolve().parent.parent
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_QUESTION = "import torch; torch.cuda.init(); print(torch.cuda.device_count())"
 
 
 def cores() -> int:
@@ -21,16 +23,52 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@functools.cache
 def gpus() -> int:
-    """GPUs that torch can use; asks torch, in another process, only if the host has any."""
+    """GPUs that torch can use."""
+    return ask_torch().gpus
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How many GPUs torch can use, and why not those that the host shows."""
+
+    gpus: int
+    trouble: str = ""
+
+
+@functools.cache
+def ask_torch() -> Answer:
+    """Asks in another process, and only if the host shows any GPU."""
     if not has_gpus():
-        return 0
-    question = "import torch; print(torch.cuda.device_count())"
-    answer = subprocess.run(
-        [sys.executable, "-c", question], capture_output=True, text=True, check=False
+        return Answer(0)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _QUESTION],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    return int(answer.stdout) if answer.returncode == 0 else 0
+    if done.returncode == 0:
+        return Answer(int(done.stdout))
+    return Answer(0, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+
+
+def unusable_gpus(environment: Mapping[str, str]) -> str | None:
+    """Why the host's GPUs are left alone though the user has not hidden them; None if they are not.
+
+    Shown as a warning: training on the CPU of a GPU host is seldom meant.
+    """
+    hidden = environment.get(_VISIBLE, "all").strip() in {"", "-1"}
+    return None if hidden or gpus() else ask_torch().trouble or None
+
+
+def device_name(environment: Mapping[str, str], processes: int) -> str:
+    """Where this host's workers with this environment compute: ``the CPU``, ``2 GPUs``."""
+    accelerator = environment.get("DS_ACCELERATOR", "cuda")
+    if accelerator == "cpu":
+        return "the CPU"
+    if accelerator != "cuda":
+        return accelerator
+    return f"{processes} GPU{'s' if processes > 1 else ''}"
 
 
 def has_gpus() -> bool:
@@ -93,6 +131,17 @@ def settle_accelerator() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
+def shared_cores(processes: int, core_count: int) -> int:
+    """The threads of each process, if nobody set OMP_NUM_THREADS."""
+    return max(1, core_count // max(1, processes))
+
+
+def threads(environment: Mapping[str, str]) -> int | None:
+    """What OMP_NUM_THREADS says of the outermost level; None if it is not set, or no number."""
+    first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else None
+
+
 def worker_environment(
     environment: Mapping[str, str], processes: int, gpus_here: int, core_count: int
 ) -> dict[str, str]:
@@ -101,7 +150,7 @@ def worker_environment(
     if not gpus_here:
         made.setdefault("DS_ACCELERATOR", "cpu")
     made.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_folder(environment)))
-    made.setdefault("OMP_NUM_THREADS", str(max(1, core_count // max(1, processes))))
+    made.setdefault("OMP_NUM_THREADS", str(shared_cores(processes, core_count)))
     made.setdefault("TOKENIZERS_PARALLELISM", "false")
     paths = [str(PROJECT), *filter(None, made.get("PYTHONPATH", "").split(os.pathsep))]
     made["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))

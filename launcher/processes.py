@@ -85,6 +85,7 @@ class Relay(threading.Thread):
         self._log_of = log_of
         self._tell = tell
         self.log = log_of(stage)
+        self._is_lost = False
 
     def run(self) -> None:
         """Until every process of the group has closed its end."""
@@ -100,6 +101,12 @@ class Relay(threading.Thread):
             self._write(f"{noise}{said}")
 
     def _write(self, text: str) -> None:
-        if text:
+        if not text or self._is_lost:
+            return
+        try:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(text)
+        except OSError as error:
+            # Whoever stops reading stops the workers: their pipe fills up.
+            self._is_lost = True
+            self._tell(f"warning: {self.log}: {error.strerror}; the log ends here")

@@ -26,10 +26,17 @@ _PACKAGES = (
 )
 
 
-def record(run: RunFolder, seed: int, command: Sequence[str], hosts: Mapping[str, int]) -> None:
+def record(
+    run: RunFolder,
+    seed: int,
+    command: Sequence[str],
+    hosts: Mapping[str, int],
+    threads: int | None,
+) -> None:
     """Write ``provenance.json``: this invocation, and below ``history`` the ones before it.
 
-    ``hosts`` tells how many processes each host runs.
+    ``hosts`` tells how many processes each host runs; ``threads`` how many each process sums
+    with, on which the last bits of a sum depend (None: every host shares out its own cores).
     """
     before = read_json(run.provenance) or {}
     history = [*before.pop("history", []), before] if before else []
@@ -39,6 +46,7 @@ def record(run: RunFolder, seed: int, command: Sequence[str], hosts: Mapping[str
         "folder": str(Path.cwd()),
         "host": socket.gethostname(),
         "hosts": dict(hosts),
+        "threads": threads,
         "seed": seed,
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from configs.errors import CheckpointError, DataError, ResourceError
 from configs.schema import Config
 from configs.yaml_source import yaml_text
+from engine.checkpoint.commit import disk_errors, sync_folder
 
 LAUNCH_FILES = {"status.json", "launcher.log", "launch"}
 
@@ -29,6 +30,23 @@ class Failure(Config):
     exit_code: int
 
 
+class Workers(Config):
+    """What the last bits of a sum depend on.
+
+    Attributes:
+        processes: the ranks.
+        threads: of rank 0's sums; None on GPUs, whose sums do not depend on them.
+    """
+
+    processes: int
+    threads: int | None
+
+    def __str__(self) -> str:
+        threads = "" if self.threads is None else f" (threads in each: {self.threads})"
+        plural = "" if self.processes == 1 else "es"
+        return f"{self.processes} process{plural}{threads}"
+
+
 class Status(Config):
     """What ``STAGE/status.json`` says.
 
@@ -37,6 +55,7 @@ class Status(Config):
         fingerprint: digest of what was made; None until it is done.
         inputs: fingerprints of the stages it read, by name.
         outputs: what lies in the folder since it is done.
+        workers: the processes that a launched stage was begun with.
         config: the stage's config in full, so that a change can be told.
     """
 
@@ -51,6 +70,7 @@ class Status(Config):
     version: int
     seed: int
     error: Failure | None = None
+    workers: Workers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +113,7 @@ class RunFolder:
 
     def write_status(self, name: str, status: Status) -> None:
         """Replace a stage's status in one step."""
-        self.stage(name).mkdir(parents=True, exist_ok=True)
+        make_folder(self.stage(name))
         write_atomically(self.stage(name) / "status.json", status.model_dump_json(indent=1) + "\n")
 
     def outputs(self, name: str) -> list[str]:
@@ -106,8 +126,9 @@ class RunFolder:
         folder = self.stage(name)
         if folder.exists():
             doomed = folder.with_name(f".discarded-{name}-{os.getpid()}")
-            folder.rename(doomed)
-            shutil.rmtree(doomed)
+            with disk_errors(folder):
+                folder.rename(doomed)
+                shutil.rmtree(doomed)
 
     def write_recipe(self, values: Mapping[str, Any]) -> None:
         """Replace ``recipe.yaml``."""
@@ -125,9 +146,11 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Be the only one who runs stages here; ResourceError names who is at it already."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         path = self.root / ".lock"
-        with path.open("a+", encoding="utf-8") as file:
+        with disk_errors(path):
+            opened = path.open("a+", encoding="utf-8")
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -138,9 +161,10 @@ class RunFolder:
                     "run folder with output=FOLDER"
                 )
                 raise ResourceError(msg) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")
-            file.flush()
+            with disk_errors(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")
+                file.flush()
             try:
                 yield
             finally:
@@ -153,18 +177,30 @@ def now() -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The file appears under its name only when complete, and is on disk then."""
+    """The file appears under its name only when complete, and is on disk then.
+
+    Raises:
+        ResourceError: the disk is full, or writing is not allowed; the path and the reason.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        with disk_errors(path):
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+            sync_folder(path.parent)
+    except ResourceError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def make_folder(path: Path) -> None:
+    """Make it and its parents if they are not there; ResourceError with the reason."""
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def read_json(path: Path) -> Any:

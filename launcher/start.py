@@ -4,8 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs.errors import BY_NAME, OnwardError
@@ -17,7 +17,7 @@ from launcher.interruption import Interrupted
 from launcher.outcome import explain, read_outcomes
 from launcher.processes import Relay, Tell, close_pipes, end_group, start_group
 from launcher.progress import Progress
-from launcher.run_folder import RunFolder, write_atomically
+from launcher.run_folder import RunFolder, make_folder, write_atomically
 
 GRACE_SECONDS = 20.0
 
@@ -31,12 +31,15 @@ class Placement:
         hostfile: the machines instead.
         port: rank 0 waits for the others there; None: a free one.
         module: what each rank runs.
+        environment: the user's. What this program sets in its own is not for other hosts: they
+            find out themselves what they have.
     """
 
     processes: int | None = None
     hostfile: Path | None = None
     port: int | None = None
     module: str = "launcher.worker"
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def hosts(self) -> tuple[Host, ...]:
         """The hostfile's machines, none without one; RecipeError lists its bad lines."""
@@ -46,6 +49,13 @@ class Placement:
         """How many ranks a launch has."""
         here = self.processes or environment.default_processes()
         return sum(host.slots for host in self.hosts()) or here
+
+    def threads(self) -> int | None:
+        """Of each process; None if every host shares out its own cores."""
+        if is_local(self.hosts()):
+            given = environment.threads(self.environment)
+            return given or environment.shared_cores(self.world(), environment.cores())
+        return environment.threads(exports(self.environment, own_files(self.environment)))
 
 
 def launch_stages(
@@ -58,10 +68,12 @@ def launch_stages(
         Interrupted: SIGTERM or SIGINT came; the processes are gone.
     """
     launch = _prepare(run, names, replace, placement)
-    prepared = _environment(launch)
-    if prepared.get("DS_ACCELERATOR") == "cpu":
-        _require_operators(prepared, tell)
-    tell(f"{', '.join(names)}: starting {launch.world} processes")
+    prepared = _environment(launch, placement.environment)
+    if is_local(launch.hosts):
+        _warn_of_unusable_gpus(prepared, tell)
+        if prepared.get("DS_ACCELERATOR") == "cpu":
+            _require_operators(prepared, tell)
+    tell(f"{', '.join(names)}: starting {_describe(launch, prepared)}")
     command = deepspeed_command(launch, deepspeed_program(launch.hosts))
     process = start_group(command, prepared)
     relay = Relay(process, names[0], lambda name: run.stage(name) / "launcher.log", tell)
@@ -87,7 +99,7 @@ def _prepare(
 ) -> Launch:
     folder = run.launch(names[0])
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    make_folder(folder)
     for name in names:
         (run.stage(name) / "launcher.log").unlink(missing_ok=True)
     hosts = placement.hosts()
@@ -99,7 +111,7 @@ def _prepare(
         port=ports.require_free(placement.port) if placement.port else ports.free_port(),
         folder=folder,
         processes=placement.processes or environment.default_processes(),
-        gpu_ids=environment.visible_gpus(os.environ) if environment.gpus() else None,
+        gpu_ids=environment.visible_gpus(placement.environment) if environment.gpus() else None,
         hosts=hosts,
         hostfile=folder / "hostfile",
         replace=replace,
@@ -107,13 +119,25 @@ def _prepare(
     )
 
 
-def _environment(launch: Launch) -> dict[str, str]:
+def _describe(launch: Launch, prepared: Mapping[str, str]) -> str:
+    """``2 processes on the CPU``; other hosts find out themselves what they have."""
+    count = f"{launch.world} process{'' if launch.world == 1 else 'es'}"
+    if is_local(launch.hosts):
+        return f"{count} on {environment.device_name(prepared, launch.world)}"
+    return f"{count} on {', '.join(f'{host.name} ({host.slots})' for host in launch.hosts)}"
+
+
+def _warn_of_unusable_gpus(prepared: Mapping[str, str], tell: Tell) -> None:
+    trouble = environment.unusable_gpus(prepared)
+    if trouble:
+        tell(f"warning: this machine has GPUs that torch cannot use, so the CPU is: {trouble}")
+
+
+def _environment(launch: Launch, given: Mapping[str, str]) -> dict[str, str]:
     here = launch.processes
     if launch.hosts:
         here = max((host.slots for host in launch.hosts if host.is_here), default=1)
-    made = environment.worker_environment(
-        os.environ, here, environment.has_gpus() and environment.gpus() > 0, environment.cores()
-    )
+    made = environment.worker_environment(given, here, environment.gpus(), environment.cores())
     if launch.gpu_ids is not None:
         # The command names them; deepspeed refuses to be told twice.
         del made["CUDA_VISIBLE_DEVICES"]
@@ -121,7 +145,7 @@ def _environment(launch: Launch) -> dict[str, str]:
         made["ONWARD_STDIN"] = "held"
         return made
     file = launch.folder / "environment"
-    write_atomically(file, format_exports(exports(os.environ, own_files(os.environ))))
+    write_atomically(file, format_exports(exports(given, own_files(given))))
     made["DS_ENV_FILE"] = str(file)
     return made
 

@@ -26,7 +26,7 @@ from launcher.outcome import Reporter, says_lost_peer
 if TYPE_CHECKING:
     from configs.stage import StageContext
     from launcher.links import ChainRecipe
-    from launcher.run_folder import RunFolder
+    from launcher.run_folder import RunFolder, Workers
 
 logger = logging.getLogger("launcher.worker")
 Load = Callable[[Path], "ChainRecipe"]
@@ -205,13 +205,23 @@ def _enter(job: Job, run: "RunFolder", name: str) -> "StageContext | None":
 def _begin(job: Job, run: "RunFolder", name: str) -> "StageContext | None":
     from launcher import chain
 
-    context = chain.enter(job.recipe, run, name, job.replace)
+    # What the launcher has checked is not checked again: the others wait for rank 0 here.
+    context = chain.enter(job.recipe, run, name, job.replace, _workers())
     if context is None:
         logger.info("%s: done already", name)
         return None
     _control(job, f"{STAGE_MARK}{name}")
-    job.recipe.stages[name].check(context)
     return context
+
+
+def _workers() -> "Workers":
+    import torch
+
+    from engine import distributed
+    from launcher.run_folder import Workers
+
+    threads = torch.get_num_threads() if distributed.device().type == "cpu" else None
+    return Workers(processes=distributed.world(), threads=threads)
 
 
 def _run_stage(job: Job, run: "RunFolder", context: "StageContext") -> None:

@@ -1,6 +1,8 @@
 """A chain: done stages are skipped, changed ones refused or made anew, broken ones go on."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from configs.errors import CheckpointError, DataError, OnwardError, RecipeError,
 from launcher import chain
 from launcher.chain import Request
 from launcher.conduct import Conductor
-from launcher.run_folder import RunFolder, Status
+from launcher.run_folder import RunFolder, Status, Workers
 from launcher.start import Placement
 from tests.launcher.toy import Toy, Write
 
@@ -214,3 +216,69 @@ def test_fields_below_others_are_left_out_of_the_key() -> None:
         "data": {"length": 8},
         "log_every": 3,
     }
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "provenance.json", "a/status.json"])
+def test_a_full_disk_is_told_with_the_path(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(handle: int, real: Any = os.fsync) -> None:
+        if f"/.{Path(name).name}." in str(Path(f"/proc/self/fd/{handle}").readlink()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = tmp_path / "run" / name
+    with pytest.raises(ResourceError, match=f"^{path}: No space left on device: "):
+        run(recipe(tmp_path))
+    assert not path.exists()
+    assert not list(path.parent.glob(f".{path.name}*"))
+    monkeypatch.undo()
+    run(recipe(tmp_path))
+
+
+def test_an_output_that_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(ResourceError, match=f"^{tmp_path / 'run'}: File exists"):
+        run(recipe(tmp_path))
+
+
+def test_what_stopped_a_stage_is_told_though_it_cannot_be_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: RunFolder, name: str, status: Status) -> None:
+        if status.state == "failed":
+            raise ResourceError("no space")
+        write(self, name, status)
+
+    write = RunFolder.write_status
+    monkeypatch.setattr(RunFolder, "write_status", full)
+    with pytest.raises(KeyError):
+        run(recipe(tmp_path, b={"text": "break"}))
+    assert status(tmp_path, "b").state == "running"
+
+
+def test_going_on_with_other_workers_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    toy, folder = recipe(tmp_path), RunFolder(tmp_path / "run")
+
+    def begin(processes: int, threads: int | None) -> list[str]:
+        caplog.clear()
+        chain.enter(toy, folder, "a", workers=Workers(processes=processes, threads=threads))
+        return caplog.messages
+
+    assert begin(2, 1) == []
+    assert begin(2, 1) == []
+    (told,) = begin(1, 2)
+    assert "a: begun with 2 processes (threads in each: 1), goes on with 1 process (" in told
+    assert told.endswith("to rounding, not bit for bit")
+    # It was begun with those, whatever came between.
+    assert begin(2, 1) == []
+
+
+def test_provenance_tells_the_threads(tmp_path: Path) -> None:
+    toy = recipe(tmp_path)
+    placement = Placement(processes=2, environment={"OMP_NUM_THREADS": "3"})
+    Conductor(toy, Request(), placement, print, lambda names, world: None).run()
+    assert json.loads((tmp_path / "run/provenance.json").read_text())["threads"] == 3

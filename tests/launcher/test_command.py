@@ -1,14 +1,24 @@
 """A launch becomes one deepspeed command line, and an environment that reaches every host."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from configs.errors import RecipeError, ResourceError
+from launcher import environment
 from launcher.command import Launch, deepspeed_command
-from launcher.environment import extensions_folder, visible_gpus, worker_environment
+from launcher.environment import (
+    device_name,
+    extensions_folder,
+    threads,
+    visible_gpus,
+    worker_environment,
+)
 from launcher.exports import exports, format_exports
 from launcher.hosts import Host
+from launcher.run_folder import RunFolder
+from launcher.start import Placement, _describe, _environment, _prepare, _warn_of_unusable_gpus
 
 RUN = Path("/runs/a")
 
@@ -120,3 +130,59 @@ def test_values_reach_other_hosts_literally() -> None:
     )
     with pytest.raises(RecipeError, match="line break"):
         format_exports({"A": "a\nb"})
+
+
+def test_a_machine_without_gpus_does_not_keep_other_hosts_from_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(environment, "has_gpus", lambda: False)
+    # Set first, so that what is set below is taken back after the test.
+    monkeypatch.setenv("DS_ACCELERATOR", "")
+    monkeypatch.delenv("DS_ACCELERATOR")
+    (tmp_path / "hosts").write_text("n1 slots=1\nn2 slots=2\n")
+    placement = Placement(hostfile=tmp_path / "hosts")
+    # As the command line does, after it has taken note of the user's environment.
+    environment.settle_accelerator()
+    assert os.environ["DS_ACCELERATOR"] == "cpu"
+    several = _prepare(RunFolder(tmp_path / "run"), ["base"], [], placement)
+    made = _environment(several, placement.environment)
+    assert "DS_ACCELERATOR" not in Path(made["DS_ENV_FILE"]).read_text()
+    assert _describe(several, made) == "3 processes on n1 (1), n2 (2)"
+    asked = _environment(several, {"DS_ACCELERATOR": "cpu"})
+    assert "DS_ACCELERATOR=cpu" in Path(asked["DS_ENV_FILE"]).read_text()
+
+
+def test_the_device_is_named() -> None:
+    assert _describe(launch(), {"DS_ACCELERATOR": "cpu"}) == "2 processes on the CPU"
+    assert _describe(launch(processes=1), {}) == "1 process on 1 GPU"
+    assert device_name({"DS_ACCELERATOR": "xpu"}, 2) == "xpu"
+
+
+def test_gpus_that_torch_cannot_use_are_told_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = "import sys; sys.exit('Traceback\\nRuntimeError: the driver is too old')"
+    monkeypatch.setattr(environment, "has_gpus", lambda: True)
+    monkeypatch.setattr(environment, "_QUESTION", said)
+    environment.ask_torch.cache_clear()
+    told: list[str] = []
+    _warn_of_unusable_gpus({}, told.append)
+    _warn_of_unusable_gpus({"CUDA_VISIBLE_DEVICES": ""}, told.append)
+    environment.ask_torch.cache_clear()
+    assert len(told) == 1
+    assert told[0].endswith("so the CPU is: RuntimeError: the driver is too old")
+
+
+def test_the_threads_of_each_process_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert threads({"OMP_NUM_THREADS": "3,2"}) == 3
+    assert threads({}) is None
+    monkeypatch.setattr(environment, "cores", lambda: 12)
+    assert Placement(processes=4, environment={}).threads() == 3
+    assert Placement(processes=4, environment={"OMP_NUM_THREADS": "7"}).threads() == 7
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "hosts").write_text("n1 slots=1\nn2 slots=2\n")
+    assert Placement(hostfile=tmp_path / "hosts", environment={}).threads() is None

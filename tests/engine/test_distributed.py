@@ -23,6 +23,11 @@ def exchange() -> None:
     assert distributed.all_gather_object("x") == ["x"]
     assert distributed.broadcast_object({"a": 1}) == {"a": 1}
     distributed.barrier()
+    distributed.wait_for_all()
+    assert distributed.on_first(lambda: 1) == distributed.together(lambda: 1) == 1
+    for share in (distributed.on_first, distributed.together):
+        with pytest.raises(ZeroDivisionError):
+            share(lambda: 1 / 0)
 
 
 def test_without_a_group():

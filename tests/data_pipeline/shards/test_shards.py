@@ -167,6 +167,14 @@ def test_a_flipped_bit_is_found_by_digest(damaged, suffix):
         ShardedDataset.open(damaged, verify="digests")
 
 
+def test_each_process_hashes_its_share_of_the_shards(damaged):
+    path = damaged / "shard-00001.ann"
+    flip(path, at=path.stat().st_size // 2)
+    ShardedDataset.open(damaged, "digests", slice(0, None, 2))
+    with pytest.raises(DataError, match=str(path)):
+        ShardedDataset.open(damaged, "digests", slice(1, None, 2))
+
+
 def test_every_flipped_byte_of_an_index_is_found_by_sizes_alone(tmp_path):
     write(tmp_path, sequences(5))
     path = tmp_path / "shard-00000.idx"

@@ -252,6 +252,8 @@ def test_a_flipped_bit_is_named_when_digests_are_verified(make_shards):
     file.write_bytes(content)
     with pytest.raises(DataError, match=file.name):
         open_stream(config_of(a=location), verify="digests")
+    with pytest.raises(DataError, match=file.name):
+        FixedRows.open(Path(location), 24, 10)
 
 
 def test_fixed_rows_are_always_the_same_and_spread_over_the_set(make_shards, tmp_path):

@@ -134,10 +134,14 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_step(
     metrics, backend = hook(tmp_path / "metrics.jsonl", every=5), FakeBackend()
     metrics.on_start(backend, Progress(10))
     changes = {12: {"gradient_norm": bad, "skipped": True}, 13: {"gradient_norm": bad}}
-    with pytest.raises(NumericalError, match="step 13: the gradient is not finite; nothing"):
+
+    def act() -> None:
         for step in range(11, 16 if when == "logged" else 15):
             metrics.after_step(backend, Progress(step), record(step, **changes.get(step, {})))
         metrics.state_dict()
+
+    with pytest.raises(NumericalError, match="step 13: the gradient is not finite; nothing"):
+        act()
     assert lines(tmp_path / "metrics.jsonl") == []
 
 

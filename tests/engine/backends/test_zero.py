@@ -22,20 +22,18 @@ BFLOAT16 = {"rtol": 3e-3, "atol": 3e-3}
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def answers(tmp_path_factory: pytest.TempPathFactory, operators: dict[str, str]) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("zero")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = os.environ | {
-        "DS_ACCELERATOR": "cpu",
+    shared = {
+        **os.environ,
+        **operators,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
-        "TORCH_EXTENSIONS_DIR": os.environ.get(
-            "TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions")
-        ),
         "WORLD_SIZE": "2",
     }
     logs = [folder / f"rank{rank}.log" for rank in range(2)]
@@ -146,3 +144,12 @@ def test_lora_trains_and_saves_its_updates_alone(answers):
     assert answers["lora names"]
     assert all(".lora_" in name for name in answers["lora names"])
     assert answers["lora"] != answers["fp32 3"]
+
+
+def test_long_work_on_one_rank_is_waited_for_and_errors_are_everybodys(answers):
+    assert answers["on first"] == 0
+    assert answers["together"] == [0, 1]
+    first, second = answers["told"]
+    assert first == ["DataError: no such file", "ZeroDivisionError: by 0", "DataError: shard 1"]
+    broken = "LaunchError: rank 0 failed: ZeroDivisionError: by 0"
+    assert second == ["DataError: no such file", broken, "DataError: shard 1"]

@@ -5,13 +5,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed import distributed_c10d
 
-from configs.errors import ResourceError
+from configs.errors import DataError, ResourceError
 from engine import distributed
 from engine.adaptation import LowRank
 from engine.backends import DeepSpeedZero, Plain
@@ -24,6 +27,8 @@ from tests.engine import tiny
 STEPS = 6
 SAVED_AT = 3
 PEAK = 1e-2
+COLLECTIVE_LIMIT = timedelta(seconds=2)
+LONG = 3
 
 
 @dataclass
@@ -191,11 +196,45 @@ def architectures(answers: Answers) -> None:
     answers["lora names"] = sorted({piece.name for piece in adapted.fragments()})
 
 
+def waiting(answers: Answers) -> None:
+    """Work on one rank that takes longer than a collective may; the last scenario."""
+    own = distributed.rank()
+    distributed.barrier()
+    distributed_c10d._set_pg_timeout(COLLECTIVE_LIMIT)
+    answers["on first"] = distributed.on_first(lambda: [sleep(LONG), own][1])
+    if own == 1:
+        sleep(LONG)
+    distributed.wait_for_all()
+    told = [
+        _error(lambda: distributed.on_first(_fail_with(DataError("no such file")))),
+        _error(lambda: distributed.on_first(_fail_with(ZeroDivisionError("by 0")))),
+        _error(lambda: distributed.together(_fail_with(DataError("shard 1")) if own else int)),
+    ]
+    answers["told"] = distributed.all_gather_object(told)
+    answers["together"] = distributed.all_gather_object(distributed.together(lambda: own))
+
+
+def _fail_with(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def _error(action: Callable[[], Any]) -> str:
+    try:
+        action()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
 SCENARIOS: Sequence[Callable[[Answers], None]] = (
     stages,
     round_trips,
     half_precision,
     architectures,
+    waiting,
 )
 
 

@@ -1,0 +1,158 @@
+"""A pretraining stage with LoRA: interrupted, resumed, and held to the weights that are frozen."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from configs.errors import CheckpointError, DataError, RecipeError
+from configs.stage import StageContext
+from data_pipeline.example import WORD_START
+from data_pipeline.shards import ShardWriter
+from data_pipeline.tokenization import tokenizer_record
+from engine.assemble import PretrainStage, assemble, build_learner, export_step
+from engine.checkpoint import FragmentStore
+from engine.frozen import frozen_digest
+from tests.engine import tiny
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer, 60 documents in several shards, a masked-language model, and one headless."""
+    folder = tmp_path_factory.mktemp("stage")
+    tokenizer = tiny.tokenizer_folder(folder / "tokenizer")
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 40, 60).astype(np.int32)
+    tokens = rng.integers(5, tiny.VOCABULARY, lengths.sum())
+    record = tokenizer_record(tokenizer)
+    record = record.model_copy(update={"special": tiny.SPECIAL, "prefix": [1], "suffix": [2]})
+    with ShardWriter(folder / "shards", record, 400) as writer:
+        writer.write(tokens, lengths, np.full(len(tokens), WORD_START, np.uint8))
+        writer.finish({})
+    model = tiny.learner(folder / "tiny", hidden_dropout_prob=0.1).backbone
+    model.save_pretrained(folder / "model")
+    model.bert.save_pretrained(folder / "headless")
+    return folder
+
+
+def stage(place: Path, model: str | Path = "model", **changes: Any) -> PretrainStage:
+    values = {
+        "kind": "pretrain",
+        "model": {
+            "name": "pretrained",
+            "location": str(place / model),
+            "tokenizer": str(place / "tokenizer"),
+        },
+        "data": {"length": 24, "sources": {"only": {"shards": str(place / "shards")}}},
+        "objective": {"name": "mlm"},
+        "adaptation": {"name": "lora", "rank": 2, "dropout": 0.1},
+        "penalties": [{"name": "l2_sp", "strength": 0.1}],
+        "optimizer": {"name": "adamw", "lr": 1e-2},
+        "schedule": {"name": "linear", "warmup": 0.1},
+        "steps": 4,
+        "backend": {"name": "plain", "config": {"train_batch_size": 4}},
+        "checkpoint": {"every": 2},
+    }
+    return PretrainStage.model_validate(values | changes)
+
+
+def context(folder: Path) -> StageContext:
+    folder.mkdir(parents=True, exist_ok=True)
+    return StageContext("dapt", folder, 1, "key", {})
+
+
+def interrupt(folder: Path, target: Path) -> StageContext:
+    """What a run that was killed after its third step leaves."""
+    shutil.copytree(folder, target)
+    shutil.rmtree(target / "checkpoints" / "step-4")
+    shutil.rmtree(target / "export")
+    return context(target)
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Path:
+    """An uninterrupted run."""
+    stage(place).run(context(place / "runs" / "whole"))
+    return place / "runs" / "whole"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "export" / "model.safetensors")
+
+
+def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(
+    place: Path, whole: Path, tmp_path: Path
+) -> None:
+    resumed = interrupt(whole, tmp_path / "run")
+    stage(place).run(resumed)
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed.folder)[name]), name
+    lines = [
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (whole, resumed.folder)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_other_frozen_weights_are_refused(place: Path, whole: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(place / "model", tmp_path / "model")
+    values = load_file(changed / "model.safetensors")
+    values["bert.embeddings.word_embeddings.weight"][3, 5] += 1e-3
+    save_file(values, changed / "model.safetensors", {"format": "pt"})
+    other, run = stage(place, changed), interrupt(whole, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="step-2: its frozen weights were others"):
+        other.run(run)
+    with pytest.raises(CheckpointError, match="step-2: its frozen weights were others"):
+        export_step(other, run, 2)
+    export_step(stage(place), run, 2)
+
+
+def test_every_frozen_value_and_name_counts() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
+    assert frozen_digest(model) is None
+    model[0].requires_grad_(False)
+    before = frozen_digest(model)
+    with torch.no_grad():
+        model[1].weight.add_(1)
+    assert frozen_digest(model) == before
+    with torch.no_grad():
+        model[0].bias[1] += 1
+    assert frozen_digest(model) != before
+    assert frozen_digest(torch.nn.Sequential(model[1], model[0])) != frozen_digest(model)
+
+
+def test_a_fresh_head_trains_beside_the_updates_and_is_exported(
+    place: Path, tmp_path: Path
+) -> None:
+    run = context(tmp_path / "run")
+    stage(place, "headless").run(run)
+    store = FragmentStore(tmp_path / "run" / "checkpoints" / "step-4")
+    assert all(".lora_" in name or ".cls.predictions." in name for name in store.names)
+    assert "backbone.cls.predictions.bias" in store.names
+    fresh = stage(place, "headless")
+    stream = fresh.open_stream(run)
+    objective = fresh.objective.build(stream.special, stream.vocabulary_size)
+    begun = build_learner(fresh, run, objective)[0].state_dict()
+    name = "cls.predictions.transform.LayerNorm.weight"
+    assert not torch.equal(weights(run.folder)[name], begun[f"backbone.{name}"])
+
+
+def test_the_stage_refuses_damaged_shards_and_rows_that_are_too_long(
+    place: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(place / "shards", tmp_path / "shards")
+    last = sorted((tmp_path / "shards").glob("*.ann"))[-1]
+    content = bytearray(last.read_bytes())
+    content[3] ^= 1
+    last.write_bytes(content)
+    sources = {"only": {"shards": str(tmp_path / "shards")}}
+    with pytest.raises(DataError, match=last.name):
+        assemble(stage(place, data={"length": 24, "sources": sources}), context(tmp_path / "run"))
+    long = {"length": 2000, "sources": {"only": {"shards": str(place / "shards")}}}
+    with pytest.raises(RecipeError, match="data: length is 2000, but the model has positions for"):
+        assemble(stage(place, data=long), context(tmp_path / "run"))

@@ -15,29 +15,27 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, operators):
     place = tmp_path_factory.mktemp("table")
     for seed, arm in enumerate("ab"):
         tiny.model_folder(place / arm, seed)
         tiny.shard_folder(place / ("general", "domain")[seed], place / "a", seed)
     tiny.task_folder(place)
-    _launch(place)
+    _launch(place, operators)
     return place
 
 
-def _launch(place: Path) -> None:
+def _launch(place: Path, operators: dict[str, str]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = os.environ | {
-        "DS_ACCELERATOR": "cpu",
+    shared = {
+        **os.environ,
+        **operators,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
-        "TORCH_EXTENSIONS_DIR": os.environ.get(
-            "TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions")
-        ),
         "WORLD_SIZE": "2",
     }
     logs = [place / f"rank{rank}.log" for rank in range(2)]

@@ -225,9 +225,9 @@ def write_recipe(corpora: Path) -> Callable[[Path], Path]:
 
 
 @pytest.fixture(scope="session")
-def environment() -> dict[str, str]:
+def environment(operators: dict[str, str]) -> dict[str, str]:
     """The environment of a user's shell, with the operators that were built at set-up."""
-    cache = os.environ.get("ONWARD_CACHE", str(ROOT / ".cache"))
+    cache = operators["ONWARD_CACHE"]
     return {**os.environ, "ONWARD_CACHE": cache, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
 

@@ -19,28 +19,22 @@ from launcher.start import Placement
 from tests.launcher.toy import Toy
 
 pytestmark = pytest.mark.processes
-PLACEMENT = Placement(processes=2, module="tests.launcher.toy")
 
 
 @pytest.fixture(autouse=True)
-def _built_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """These stages use no operator of DeepSpeed: none needs building for them."""
-    from launcher import jit
-
-    folder = tmp_path / "extensions"
-    folder.mkdir()
-    (folder / jit._stamp_name()).touch()
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
+def _on_the_cpu(operators: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in operators.items():
+        monkeypatch.setenv(name, value)
 
 
 def chain(folder: Path, **stages: dict[str, Any]) -> Toy:
     return Toy(name="toy", output=folder / "run", seed=1, stages=stages)  # type: ignore[arg-type]
 
 
-def run(toy: Toy, placement: Placement = PLACEMENT) -> list[str]:
-    told: list[str] = []
-    Conductor(toy, Request(), placement, told.append, lambda names, world: None).run()
-    return told
+def run(toy: Toy, placement: Placement | None = None, told: list[str] | None = None) -> None:
+    placement = placement or Placement(processes=2, module="tests.launcher.toy")
+    tell = [].append if told is None else told.append
+    Conductor(toy, Request(), placement, tell, lambda names, world: None).run()
 
 
 def gone(pid: int) -> bool:
@@ -52,6 +46,7 @@ def gone(pid: int) -> bool:
 
 
 def test_stages_share_a_launch_and_an_error_comes_through_as_one_message(tmp_path: Path) -> None:
+    told: list[str] = []
     toy = chain(
         tmp_path,
         first={"kind": "write", "text": "1"},
@@ -60,13 +55,17 @@ def test_stages_share_a_launch_and_an_error_comes_through_as_one_message(tmp_pat
         never={"kind": "crew", "inputs": ["stage:broken"]},
     )
     with pytest.raises(RecipeError, match=r"^stage broken: what rank 1 says$"):
-        run(toy)
+        run(toy, told=told)
+    assert "work, broken, never: starting 2 processes on the CPU" in told
     folder = RunFolder(tmp_path / "run")
     found = {name: folder.status(name) for name in toy.stages}
     states = {name: status.state if status else None for name, status in found.items()}
     assert states == {"first": "done", "work": "done", "broken": "failed", "never": None}
     assert found["work"] is not None
     assert found["work"].fingerprint == "2"
+    assert found["work"].workers is not None
+    assert found["work"].workers.processes == 2
+    assert (found["work"].workers.threads or 0) >= 1
     assert found["broken"] is not None
     assert found["broken"].error is not None
     assert found["broken"].error.exit_code == 2

@@ -1,0 +1,33 @@
+"""What several packages' tests share: DeepSpeed's operator for the CPU, built once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.environment import cores, worker_environment
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def operators() -> dict[str, str]:
+    """What processes that compute on the CPU find DeepSpeed's operators by; they are built.
+
+    In the folder that set-up builds into, by the launcher's own builder, which lets one process
+    at a time build. In a process of its own: this one imports no DeepSpeed.
+    """
+    cache = os.environ.get("ONWARD_CACHE", str(ROOT / ".cache"))
+    given = {**os.environ, "ONWARD_CACHE": cache, "DS_ACCELERATOR": "cpu"}
+    made = worker_environment(given, processes=1, gpus_here=0, core_count=cores())
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.jit"],
+        env=made,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: made[name] for name in ("ONWARD_CACHE", "DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR")}

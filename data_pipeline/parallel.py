@@ -1,6 +1,8 @@
 """Work shared by processes: results come in the order of the work, whoever finishes first."""
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,13 +27,17 @@ class Workers:
         Args:
             processes: how many; 1 means this one.
             at_start: called in each process that is started, before its first work.
+
+        The processes end when this one does, however it ends.
         """
         self.processes = processes
         # Started afresh: a fork would copy locks that threads of this process may hold.
         context = multiprocessing.get_context("spawn")
         self._pool: ProcessPoolExecutor | None = None
         if processes > 1:
-            self._pool = ProcessPoolExecutor(processes, context, initializer=at_start)
+            self._pool = ProcessPoolExecutor(
+                processes, context, initializer=_begin, initargs=(at_start,)
+            )
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """``function`` of each item, in order; function, items and results must be picklable."""
@@ -67,3 +73,22 @@ class Workers:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+def _begin(at_start: Callable[[], None] | None) -> None:
+    """In a process of its own: watch over the one that started it, then what is asked for."""
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    if at_start is not None:
+        at_start()
+
+
+def _end_with_parent() -> None:
+    """A pool's process waits for work on a pipe that it holds open itself: it would wait for ever.
+
+    A signal on the parent's death (PR_SET_PDEATHSIG) would not do: it comes when the thread ends
+    that started the process.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -2,23 +2,17 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from configs.errors import DataError
+from data_pipeline.whole_file import write_whole
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write under a temporary name, fsync, rename; parent folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """A whole file or none; ResourceError naming it where it cannot be written."""
+    write_whole(path, content)
 
 
 def write_text(path: Path, content: str) -> None:

@@ -6,11 +6,9 @@ tokenizer sees them; divergences of tokens and of pairs of tokens beside it.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -18,8 +16,9 @@ from pydantic import Field
 from configs.stage import StageConfig, StageContext
 from data_pipeline.analysis.corpus import CorpusCounts, count_halves, merge_corpora, word_tokens
 from data_pipeline.analysis.counts import Comparison, compare
-from data_pipeline.shards import ShardedDataset
+from data_pipeline.shards import ShardedDataset, Verify
 from data_pipeline.tokenization import load_backend, tokenizer_sha256
+from data_pipeline.whole_file import write_whole
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -54,7 +53,8 @@ class GapStage(StageConfig):
 
     def run(self, context: StageContext) -> str:
         """Measure; the fingerprint is the digest of ``results.json``."""
-        corpora = [_Corpus.count(name, data) for name, data in self._open(context).items()]
+        opened = self._open(context, verify="digests")
+        corpora = [_Corpus.count(name, data) for name, data in opened.items()]
         backend = load_backend(context.locate(self.tokenizer))
         results = {
             "kind": self.kind,
@@ -63,13 +63,13 @@ class GapStage(StageConfig):
             "pairs": [self._pair(a, b, backend) for a, b in combinations(corpora, 2)],
         }
         content = (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode()
-        _write(context.folder / RESULTS, content)
+        write_whole(context.folder / RESULTS, content)
         return hashlib.sha256(content).hexdigest()
 
-    def _open(self, context: StageContext) -> dict[str, ShardedDataset]:
+    def _open(self, context: StageContext, verify: Verify = "sizes") -> dict[str, ShardedDataset]:
         digest = tokenizer_sha256(context.locate(self.tokenizer))
         opened = {
-            name: ShardedDataset.open(context.locate(location))
+            name: ShardedDataset.open(context.locate(location), verify)
             for name, location in self.corpora.items()
         }
         for data in opened.values():
@@ -167,12 +167,3 @@ def _unknown_rate(corpus: CorpusCounts, special: Mapping[str, int]) -> float | N
         return None
     unknown = corpus.tokens.counts[corpus.tokens.keys == special["unk"]].sum()
     return round(float(unknown) / corpus.tokens.total, 6)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)

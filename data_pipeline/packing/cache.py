@@ -38,6 +38,8 @@ def cached_plan(
 ) -> PackingPlan:
     """The plan of a shard, from the cache if it is there and undamaged, else made and kept.
 
+    A cache that cannot be written to is logged, and no error.
+
     Args:
         packing: the algorithm.
         lengths: of the shard's sequences, int32 [N].
@@ -52,19 +54,23 @@ def cached_plan(
     plan = _read(path)
     if plan is None:
         plan = packing.plan(lengths, shape)
-        _keep(plan, path)
+        try:
+            _keep(plan, path)
+        except OSError as error:
+            # Somebody else's run may be looked into; the plan is only made again next time.
+            _log.warning("%s: the packing plan is not kept (%s)", path, error.strerror or error)
     return plan
 
 
 def _read(path: Path) -> PackingPlan | None:
     """A kept plan; None when there is none, or its checksum (the zip format's own) is wrong."""
-    if not path.exists():
-        return None
     try:
+        if not path.exists():
+            return None
         with path.open("rb") as stream, np.load(stream) as arrays:
             return PackingPlan(arrays["offsets"], arrays["pieces"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        _log.warning("%s: a damaged packing plan (%s); made again", path, error)
+        _log.warning("%s: a packing plan that cannot be read (%s); made again", path, error)
         return None
 
 

@@ -1,4 +1,8 @@
-"""The documentation of installed Python packages, read from their source without importing them."""
+"""The documentation of installed Python packages, read from their source.
+
+No package is imported. The one module that is, ``pydoc_data.topics`` of the standard library, holds
+nothing but text.
+"""
 
 import ast
 import gc
@@ -108,7 +112,7 @@ def _package_files(package: str) -> list[SourceFile]:
 
 
 def _roots(package: str) -> list[Path]:
-    """The folders of a package, or the one file of a module; nothing is imported."""
+    """The folders of a package, or the one file of a module; it is not imported."""
     if package == STDLIB:
         return [Path(sysconfig.get_path("stdlib"))]
     spec = importlib.util.find_spec(package)

@@ -1,7 +1,11 @@
 """Work shared by processes, and how it is shown."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +47,38 @@ def test_results_keep_the_order_and_work_is_not_taken_far_ahead():
             list(workers.map(process, ["go", "refuse"]))
         with pytest.raises(ResourceError, match="one of 2 processes was lost"):
             list(workers.map(process, ["go", "die", "go"]))
+
+
+SLEEPERS = """
+import sys
+from data_pipeline.parallel import Workers
+from tests.data_pipeline.test_parallel import asleep
+with Workers(2) as workers:
+    list(workers.map(asleep, range(2)))
+"""
+
+
+def asleep(item):
+    os.write(1, f"{os.getpid()}\n".encode())  # in one piece, whoever else writes
+    time.sleep(100)
+
+
+@pytest.mark.processes
+def test_processes_end_with_the_one_that_started_them():
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", SLEEPERS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as main:
+        try:
+            workers = [int(main.stdout.readline()) for _ in range(2)]
+        finally:
+            main.kill()
+        try:
+            # The pipe ends when the last process that holds it has ended.
+            assert main.communicate(timeout=60) == (b"", None)
+        except subprocess.TimeoutExpired:
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+            raise
 
 
 def test_one_process_is_this_one():

@@ -143,6 +143,15 @@ def test_a_damaged_plan_is_reported_and_made_again(damage, tmp_path, caplog):
     assert np.array_equal(np.load(file)["pieces"], made.pieces)
 
 
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, caplog):
+    lengths, shape = np.arange(1, 60, dtype=np.int32), RowShape(16, 2)
+    (tmp_path / "file").write_text("where a folder would have to be")
+    with caplog.at_level(logging.WARNING):
+        made = cached_plan(MEMBERS[0], lengths, shape, "digest", tmp_path / "file" / "cache")
+    assert np.array_equal(made.pieces, MEMBERS[0].plan(lengths, shape).pieces)
+    assert "the packing plan is not kept" in caplog.text
+
+
 def test_a_row_without_room_for_text_is_refused():
     with pytest.raises(RecipeError, match=r"data\.length 2: .* 2 special tokens"):
         RowShape(2, 2)

@@ -23,7 +23,8 @@ def training_kernels(
     module: "nn.Module", tensors: Mapping[str, "Tensor"], device: torch.device
 ) -> AbstractContextManager[None]:
     """A context for the forward pass of a batch whose rows are ``tokens`` [B, L]."""
-    if device.type != "cpu" or not module.training or "tokens" not in tensors:
+    # Not ``module.training``: a DeepSpeed engine says True of itself while it evaluates.
+    if device.type != "cpu" or not torch.is_grad_enabled() or "tokens" not in tensors:
         return nullcontext()
     if tensors["tokens"].shape[1] > LONGEST:
         return nullcontext()

@@ -196,6 +196,15 @@ def test_shards_of_another_tokenizer_are_refused(context, tmp_path):
     assert not (context.folder / "results.json").exists()
 
 
+def test_a_flipped_bit_is_found_before_anything_is_measured(context):
+    file = next(iter(sorted(context.locate("stage:prepare/general").glob("*.ann"))))
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=file.name):
+        stage().run(context)
+
+
 def test_a_missing_corpus_is_named_before_anything_is_read(context):
     with pytest.raises(DataError, match=r"nothing at .*nowhere"):
         stage(corpora={"a": "stage:prepare/general", "b": "stage:prepare/nowhere"}).check(context)

@@ -1,14 +1,18 @@
 """Which part of a package a docstring documents: a labelled task that every machine has."""
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from configs.errors import DataError
 from configs.schema import Config
+from data_pipeline.example import Document
+from data_pipeline.parallel import Workers
 from data_pipeline.randomness import keyed
 from downstream.tasks.rows import (
     LabelledRow,
@@ -18,12 +22,15 @@ from downstream.tasks.rows import (
     TaskData,
     apply_limits,
     checked,
+    letters,
 )
 
 if TYPE_CHECKING:
-    from data_pipeline.example import Document
+    from data_pipeline.sources import Part
 
 HIDDEN = "NAME"
+PROCESSES = 2
+"""At most so many read the package; the rows do not depend on it."""
 _SUBSTRING_LENGTH = 4
 """Part names this long are hidden inside words, too (TorchDynamo); shorter ones are not."""
 
@@ -55,10 +62,11 @@ class DocumentationPart(Config):
         """Read the docstrings, hide names, deduplicate, split by file."""
         from data_pipeline.sources.installed_documentation import InstalledDocumentation
 
-        source = InstalledDocumentation(packages=(self.package,))
-        return self.build(source.documents(locate), seed)
+        parts = InstalledDocumentation(packages=[self.package]).parts(locate)
+        with Workers(min(PROCESSES, os.cpu_count() or 1, len(parts))) as workers:
+            return self.build(chain.from_iterable(workers.map(read_documents, parts)), seed)
 
-    def build(self, documents: Iterable["Document"], seed: int) -> TaskData:
+    def build(self, documents: Iterable[Document], seed: int) -> TaskData:
         """The task from docstrings: see the class."""
         by_part = {
             part: found
@@ -103,6 +111,11 @@ class DocumentationPart(Config):
         return []
 
 
+def read_documents(part: "Part") -> list[Document]:
+    """The documents of a part of the source; files that this Python cannot parse have none."""
+    return [item for item in part.read() if isinstance(item, Document)]
+
+
 def hiding_pattern(package: str, labels: Sequence[str]) -> re.Pattern[str]:
     """Matches what gives a part away: dotted names and paths in the package, the parts' names."""
     stems = sorted({label.strip("_") for label in labels}, key=len, reverse=True)
@@ -117,10 +130,10 @@ def deduplicated(rows: Sequence[LabelledRow]) -> list[LabelledRow]:
     """One row of each text, compared by its letters alone; none where the classes disagree."""
     classes = defaultdict(set)
     for row in rows:
-        classes[_letters(row.text)].add(row.label)
+        classes[letters(row.text)].add(row.label)
     kept, seen = [], set()
     for row in rows:
-        key = _letters(row.text)
+        key = letters(row.text)
         if len(classes[key]) == 1 and key not in seen:
             seen.add(key)
             kept.append(row)
@@ -163,7 +176,7 @@ def _assign(
     return side_of
 
 
-def _by_part(documents: Iterable["Document"], shortest: int) -> dict[str, list["Document"]]:
+def _by_part(documents: Iterable[Document], shortest: int) -> dict[str, list[Document]]:
     by_part = defaultdict(list)
     for document in documents:
         part = document.metadata["part"]
@@ -172,9 +185,5 @@ def _by_part(documents: Iterable["Document"], shortest: int) -> dict[str, list["
     return by_part
 
 
-def _row(document: "Document", label: str, hidden: re.Pattern[str]) -> LabelledRow:
+def _row(document: Document, label: str, hidden: re.Pattern[str]) -> LabelledRow:
     return LabelledRow(document.id, document.group, hidden.sub(HIDDEN, document.text), label)
-
-
-def _letters(text: str) -> str:
-    return "".join(filter(str.isalpha, text.lower()))

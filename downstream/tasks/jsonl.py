@@ -20,6 +20,7 @@ from downstream.tasks.rows import (
     TaskData,
     apply_limits,
     checked,
+    letters,
 )
 
 
@@ -36,17 +37,23 @@ class JsonlTask(Config):
     limits: Limits = Limits()
 
     def load(self, locate: Locate, seed: int) -> TaskData:
-        """Read the three files; a text of dev or test is taken out of train."""
+        """Read the three files; what test holds leaves dev and train, what dev holds leaves train.
+
+        Texts are compared by their letters alone.
+        """
         sides = {side: self._rows(locate(getattr(self, side)), side) for side in SIDES}
         if self.group is not None:
             _require_whole_groups(sides)
         labels = sorted({row.label for rows in sides.values() for row in rows})
-        held_out = {row.text for side in ("dev", "test") for row in sides[side]}
-        clean = [row for row in sides["train"] if row.text not in held_out]
-        notes = {"train rows removed because dev or test hold them": len(sides["train"])}
-        notes = {key: count - len(clean) for key, count in notes.items()}
-        sides["train"] = clean
         groups = sorted({row.group for side in ("dev", "test") for row in sides[side]})
+        before = {side: len(rows) for side, rows in sides.items()}
+        sides["dev"] = _without(sides["dev"], sides["test"])
+        sides["train"] = _without(sides["train"], [*sides["dev"], *sides["test"]])
+        notes = {
+            "train rows removed because dev or test hold them": before["train"]
+            - len(sides["train"]),
+            "dev rows removed because test holds them": before["dev"] - len(sides["dev"]),
+        }
         data = TaskData(apply_limits(sides, self.limits, seed), labels, groups, notes)
         return checked(data, self.name)
 
@@ -70,6 +77,12 @@ class JsonlTask(Config):
         name = str(line.record.get("id", f"{side}:{line.number}"))
         group = name if self.group is None else str(line.field(self.group, (str, int)))
         return LabelledRow(name, group, str(text), str(label))
+
+
+def _without(rows: Sequence[LabelledRow], held: Sequence[LabelledRow]) -> list[LabelledRow]:
+    """The rows whose letters are not those of a held row."""
+    known = {letters(row.text) for row in held}
+    return [row for row in rows if letters(row.text) not in known]
 
 
 def _require_whole_groups(sides: Mapping[Side, Sequence[LabelledRow]]) -> None:

@@ -43,6 +43,11 @@ class Limits(Config):
     test: PositiveInt | None = None
 
 
+def letters(text: str) -> str:
+    """What texts are compared by: their letters, whatever their case; all, if they have none."""
+    return "".join(filter(str.isalpha, text.lower())) or text.strip()
+
+
 @dataclass(frozen=True, slots=True)
 class TaskData:
     """A task that is ready to be learned.

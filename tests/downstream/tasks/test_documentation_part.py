@@ -98,6 +98,7 @@ def test_too_few_parts_are_refused():
         TASK.model_copy(update={"classes": 4}).build(documents(), 0)
 
 
+@pytest.mark.processes
 def test_the_package_is_read_from_its_source(tmp_path, monkeypatch):
     package = tmp_path / "madeup"
     for part in ("nn", "optim"):
@@ -115,6 +116,10 @@ def test_the_package_is_read_from_its_source(tmp_path, monkeypatch):
     data = task.load(Path, seed=0)
     assert data.notes["rows before deduplication"] == 60
     assert "nnnnnn" in data.sides["train"][0].text
+    monkeypatch.setattr("data_pipeline.sources.installed_documentation.PART_BYTES", 200)
+    for processes in (1, 2):
+        monkeypatch.setattr("downstream.tasks.documentation_part.PROCESSES", processes)
+        assert task.load(Path, seed=0) == data
     with pytest.raises(DataError, match="'nowhere' is not installed"):
         DocumentationPart(package="nowhere").check(Path)
 

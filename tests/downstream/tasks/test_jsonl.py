@@ -33,7 +33,24 @@ def test_train_loses_what_dev_and_test_hold(write):
     rows = [{"text": text, "label": label} for text, label in (("x", 0), ("dev 1", 1), ("y", 1))]
     data = JsonlTask(**write(train=rows)).load(Path, seed=0)
     assert [row.text for row in data.sides["train"]] == ["x", "y"]
-    assert list(data.notes.values()) == [1]
+    assert list(data.notes.values()) == [1, 0]
+
+
+def test_dev_loses_what_test_holds_whatever_its_signs(write):
+    texts = {
+        "train": ("one", "two", "Four!"),
+        "dev": ("three", "Test, held.", "12"),
+        "test": ("four", "test held", "13"),
+    }
+    sides = {
+        side: [{"text": text, "label": n % 2} for n, text in enumerate(found)]
+        for side, found in texts.items()
+    }
+    data = JsonlTask(**write(**sides)).load(Path, seed=0)
+    assert [row.text for row in data.sides["dev"]] == ["three", "12"]
+    assert [row.text for row in data.sides["train"]] == ["one", "two"]
+    assert list(data.notes.values()) == [1, 1]
+    assert "dev:2" in data.held_out
 
 
 def test_limits_are_kept(write):

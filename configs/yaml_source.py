@@ -22,6 +22,13 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper, quoting every string that ``_Loader`` would take for a number."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Left as they are, Unicode's own line breaks would be read back as spaces.
+        style = '"' if re.search("[\x85\u2028\u2029]", data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 for _reader_or_writer in (_Loader, _Dumper):
     _reader_or_writer.add_implicit_resolver(

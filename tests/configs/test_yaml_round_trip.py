@@ -28,6 +28,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @example(values={"commit": "83e1234", "rate": 1e-5, "huge": 1e300, "day": "2024-01-01"})
+@example(values={"breaks": "a\x85b\u2028c\u2029d\ne\r\nf", "\x85": "\t \ufeff"})
 @given(values=st.dictionaries(TEXTS, VALUES, max_size=4))
 @settings(max_examples=150, deadline=None)
 def test_what_is_written_is_read_back(path: Path, values: dict[str, Any]) -> None:

@@ -23,10 +23,15 @@ class CorpusConfig(Config):
     Attributes:
         sources: where they come from, in order.
         split: what is held out; nothing where it is absent.
+        exclude: locations of jsonl files whose field ``text`` this corpus must not train on, such
+            as a task's dev and test rows. A document of the train side is left out when it equals
+            such a text, or contains one of 60 characters or more; letters and digits alone are
+            compared, whatever their case. The manifest's provenance tells how many were left out.
     """
 
     sources: list[Source] = Field(min_length=1)
     split: Split | None = None
+    exclude: list[str] = Field(default_factory=list)
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -42,6 +47,7 @@ class Corpus:
         name: its name in the recipe.
         config: what it is made of.
         source_digests: one a source.
+        exclude_digest: of the files of ``exclude``.
         parts: what came of the parts of its sources.
         rejected: of each source, what was no document.
         kept: bool [texts] by side: which texts stay; empty until ``keep_firsts``.
@@ -50,6 +56,7 @@ class Corpus:
     name: str
     config: CorpusConfig
     source_digests: Sequence[str]
+    exclude_digest: str = ""
     parts: list[CleanPart] = field(default_factory=list)
     rejected: dict[int, list[Rejected]] = field(default_factory=dict)
     kept: dict[Side, NDArray[np.bool_]] = field(default_factory=dict)
@@ -97,7 +104,7 @@ class Corpus:
             elif side == "held_out":
                 why = f"of its {read} documents not one is held out; {self._remedy()}"
             else:
-                why = f"of its {read} documents none is left: empty, duplicates or all held out"
+                why = f"of its {read} documents none is left: empty, twice, excluded or held out"
             msg = f"corpus {self.name}: {why}"
             raise DataError(msg)
 
@@ -120,11 +127,15 @@ class Corpus:
                 for source, digest in zip(self.config.sources, self.source_digests, strict=True)
             ],
             "split": None if split is None else split.model_dump(mode="json"),
-            "cleaning": ["normalise", "exact_duplicates"],
+            "exclude": {"locations": self.config.exclude, "sha256": self.exclude_digest}
+            if self.config.exclude
+            else None,
+            "cleaning": ["normalise", "exclude", "exact_duplicates"],
             "counts": {
                 "documents_read": self.documents,
                 "rejected": sum(map(len, self.rejected.values())),
                 "empty": sum(part.empty for part in self.parts),
+                "excluded": sum(part.excluded for part in self.parts) if side == "train" else 0,
                 "on_this_side": len(kept),
                 "duplicates_left_out": int(len(kept) - kept.sum()),
             },

@@ -19,7 +19,8 @@ from pydantic import Field, model_validator
 
 from configs.errors import DataError, ResourceError
 from configs.stage import StageConfig, StageContext
-from data_pipeline.cleaning import CleanTask, Side, Splitter, clean_part
+from data_pipeline.cleaning import CleanTask, Side, Splitter, clean_part, read_excluded
+from data_pipeline.cleaning.exclude import digest_of, sources_of
 from data_pipeline.corpus import Corpus, CorpusConfig, keep_firsts, rejected_lines
 from data_pipeline.meter import metered
 from data_pipeline.parallel import Workers
@@ -48,6 +49,8 @@ class PrepareStage(StageConfig):
 
     UNKEYED: ClassVar[frozenset[str]] = frozenset({"processes"})
 
+    VERSION: ClassVar[int] = 2
+
     kind: Literal["prepare"] = "prepare"
     tokenizer: Tokenizer
     corpora: dict[CorpusName, CorpusConfig] = Field(min_length=1)
@@ -69,7 +72,7 @@ class PrepareStage(StageConfig):
             if context.is_made(location):
                 context.locate(location)
         for corpus in self.corpora.values():
-            for source in corpus.sources:
+            for source in (*corpus.sources, *sources_of(corpus.exclude)):
                 if all(map(context.is_made, source.locations)):
                     source.check(context.locate)
             if corpus.split and all(map(context.is_made, corpus.split.locations)):
@@ -78,7 +81,10 @@ class PrepareStage(StageConfig):
     def run(self, context: StageContext) -> str:
         """Make everything; the fingerprint covers the tokenizer and every byte of the shards."""
         digests = {
-            name: [source.digest(context.locate) for source in corpus.sources]
+            name: [
+                *(source.digest(context.locate) for source in corpus.sources),
+                digest_of(corpus.exclude, context.locate),
+            ]
             for name, corpus in self.corpora.items()
         }
         state = _State.open(context, digests)
@@ -103,7 +109,7 @@ class PrepareStage(StageConfig):
     def _make(self, context: StageContext, state: "_State", spool: Path) -> str:
         with Workers(self.processes, one_thread) as workers:
             corpora = {
-                name: Corpus(name, config, state.sources[name])
+                name: Corpus(name, config, state.sources[name][:-1], state.sources[name][-1])
                 for name, config in self.corpora.items()
             }
             self._clean(context, workers, spool, corpora)
@@ -126,10 +132,12 @@ class PrepareStage(StageConfig):
         for corpus in corpora.values():
             split = corpus.config.split
             splitter = split.build(context.locate, context.seed) if split else Splitter(0)
+            excluded = read_excluded(corpus.config.exclude, context.locate)
             for number, source in enumerate(corpus.config.sources):
                 for part in source.parts(context.locate):
                     stem = spool / f"{len(tasks):06d}"
-                    tasks.append(CleanTask(part, splitter, stem, source.rejected_at_most))
+                    most = source.rejected_at_most
+                    tasks.append(CleanTask(part, splitter, stem, most, excluded))
                     owners.append((corpus, number))
         results = metered(
             workers.map(clean_part, tasks),
@@ -219,7 +227,7 @@ class _State:
     Attributes:
         path: its file.
         key: of the stage.
-        sources: digests of the sources of each corpus.
+        sources: digests of the sources of each corpus, then of what it excludes.
         made: digest of each finished output, by name.
         fingerprint: of all outputs; "" until all are finished.
     """

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.cleaning.exact_duplicates import text_digest
+from data_pipeline.cleaning.exclude import NOTHING, Excluded
 from data_pipeline.cleaning.normalise import normalise
 from data_pipeline.cleaning.split import SIDES, Side, Splitter
 from data_pipeline.example import Document
@@ -21,12 +22,14 @@ class CleanTask:
         splitter: puts documents on sides.
         stem: of the spool files; the side is added to it.
         rejected_at_most: reading stops at one more: the whole will be refused.
+        excluded: texts that the train side must not hold.
     """
 
     part: Part
     splitter: Splitter
     stem: Path
     rejected_at_most: int | None
+    excluded: Excluded = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,14 @@ class CleanPart:
         sides: the texts that are left.
         documents: how many there were.
         empty: how many of them held nothing but space.
+        excluded: how many were taken out of train because of a text that it must not hold.
         rejected: what was no document.
     """
 
     sides: dict[Side, CleanSide]
     documents: int
     empty: int
+    excluded: int
     rejected: tuple[Rejected, ...]
 
 
@@ -63,7 +68,7 @@ def clean_part(task: CleanTask) -> CleanPart:
     """Read, normalise and split a part."""
     digests: dict[Side, list[bytes]] = {side: [] for side in SIDES}
     rejected: list[Rejected] = []
-    documents = empty = 0
+    documents = empty = excluded = 0
     with ExitStack() as stack:
         paths = {side: task.stem.with_name(f"{task.stem.name}.{side}") for side in SIDES}
         spools = {side: stack.enter_context(Spool(paths[side])) for side in SIDES}
@@ -75,11 +80,14 @@ def clean_part(task: CleanTask) -> CleanPart:
                 continue
             documents += 1
             text = normalise(item.text)
-            if text:
-                side = task.splitter.side(item.group)
-                spools[side].append(text)
-                digests[side].append(text_digest(text))
-            else:
+            if not text:
                 empty += 1
+                continue
+            side = task.splitter.side(item.group)
+            if side == "train" and task.excluded.holds(text):
+                excluded += 1
+                continue
+            spools[side].append(text)
+            digests[side].append(text_digest(text))
         sides = {side: CleanSide(spools[side].close(), b"".join(digests[side])) for side in SIDES}
-    return CleanPart(sides, documents, empty, tuple(rejected))
+    return CleanPart(sides, documents, empty, excluded, tuple(rejected))

@@ -110,6 +110,43 @@ def test_every_document_goes_where_it_belongs_once(files, tmp_path):
     assert not (folder / ".spool").exists()
 
 
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.processes)])
+def test_excluded_texts_are_not_trained_on(files, tmp_path, processes):
+    rows = rows_of(files, "domain")
+    train = [r["text"] for r in rows if r["group"] not in {"file1", "file2"}]
+    contained = "the text of a test which is long enough to be looked for inside other documents"
+    letters = contained.replace(" ", "\n")
+    held = [{"id": f"h{n}", "text": f"held {n}", "group": "file1"} for n in range(2)]
+    written = [*train, f"before it: {letters}, after it", "last"]
+    added = [{"id": f"w{n}", "text": text, "group": "file9"} for n, text in enumerate(written)]
+    write_rows(files / "domain.jsonl", [*held, *added])
+    out = [{"text": contained}, {"text": train[1].upper() + "!"}, {"text": "held 0"}]
+    write_rows(files / "test.jsonl", out)
+    corpora = recipe(files).model_dump()["corpora"]
+    corpora["domain"]["exclude"] = [str(files / "test.jsonl")]
+    stage, folder = recipe(files, corpora=corpora, processes=processes), tmp_path / "run"
+    stage.check(context(folder))
+    fingerprint = stage.run(context(folder))
+
+    expected = len(dict.fromkeys(train)) - 1 + len(["last"])
+    data = ShardedDataset.open(folder / "corpora" / "domain" / "train")
+    counts = data.manifest.provenance["counts"]
+    assert (len(data), counts["excluded"]) == (expected, 2)
+    held_out = ShardedDataset.open(folder / "corpora" / "domain" / "held_out")
+    assert (len(held_out), held_out.manifest.provenance["counts"]["excluded"]) == (2, 0)
+    assert train[1] not in texts_of(folder, "domain/train")
+    write_rows(files / "test.jsonl", out[1:])
+    assert stage.run(context(folder)) != fingerprint
+    assert len(texts_of(folder, "domain/train")) == expected + 1
+
+
+def test_check_names_a_missing_file_of_what_is_excluded(files, tmp_path):
+    corpora = recipe(files).model_dump()["corpora"]
+    corpora["task"]["exclude"] = ["stage:rows/test.jsonl", "no/such.jsonl"]
+    with pytest.raises(DataError, match=r"nothing at no/such\.jsonl"):
+        recipe(files, corpora=corpora).check(context(tmp_path / "run"))
+
+
 def test_manifests_tell_where_everything_comes_from(files, tmp_path):
     stage, folder = recipe(files), tmp_path / "run"
     fingerprint = stage.run(context(folder))

@@ -166,6 +166,9 @@ class Predictor:
         for rows_of_rank, logits_of_rank in gathered:
             for rows, values in zip(rows_of_rank, logits_of_rank, strict=True):
                 result[rows] = _softmax(values)
+        if not np.isfinite(result).all():
+            msg = "fine-tuning: predictions are not finite; a lower lr is the usual remedy"
+            raise NumericalError(msg)
         return result
 
     def _logits(self, examples: Sequence[Example]) -> NDArray[np.float32]:

@@ -90,6 +90,7 @@ class EvaluateStage(StageConfig):
         pairs = [(arm, name) for arm in asked.arms for name in asked.sets]
         mine = pairs[distributed.rank() :: distributed.world()]
         found = [(arm, name, row_losses(asked, arm, name, context.locate)) for arm, name in mine]
+        distributed.wait_for_all()
         losses: dict[str, dict[str, RowLosses]] = {arm: {} for arm in asked.arms}
         for share in distributed.all_gather_object(found):
             for arm, name, measured in share:

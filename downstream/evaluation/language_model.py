@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
-from configs.errors import NumericalError
+from configs.errors import DataError, NumericalError
 from configs.schema import Config
 from data_pipeline.packing import BestFitPacking, Packing
 from data_pipeline.streaming import FixedRows
+from data_pipeline.tokenization import tokenizer_sha256
 from downstream.evaluation.significance import Resampling, paired_ratio_interval
 from engine.models import PretrainedModel
 from engine.objectives import ObjectiveConfig
@@ -85,11 +86,18 @@ def row_losses(
 
     folder = locate(config.sets[name])
     rows = FixedRows.open(folder, config.length, config.rows, config.packing)
-    model = PretrainedModel(location=config.arms[arm])
-    model.check_tokenizer(lambda _: True, locate, rows.tokenizer.sha256)
     record = rows.tokenizer
     objective = config.objective.build(record.special, record.vocabulary_size)
-    backbone = model.build(locate, objective.architecture, MASK_SEED).model
+    model = PretrainedModel(location=config.arms[arm])
+    loaded = model.build(locate, objective.architecture, MASK_SEED)
+    own = tokenizer_sha256(loaded.tokenizer.backend_tokenizer)
+    if own != record.sha256:
+        msg = (
+            f"arm '{arm}': its tokenizer has sha256 {own[:16]}, set '{name}' was made with "
+            f"{record.sha256[:16]}; evaluate it on a set prepared with its own tokenizer"
+        )
+        raise DataError(msg)
+    backbone = loaded.model
     require_positions(backbone, config.length, f"language model of arm '{arm}'")
     learner = Learner(backbone, objective)
     losses = _losses(learner, rows.examples(0, len(rows)))

@@ -20,7 +20,6 @@ from downstream.tasks.rows import (
     TaskData,
     apply_limits,
     checked,
-    letters,
 )
 
 
@@ -39,7 +38,8 @@ class JsonlTask(Config):
     def load(self, locate: Locate, seed: int) -> TaskData:
         """Read the three files; what test holds leaves dev and train, what dev holds leaves train.
 
-        Texts are compared by their letters alone.
+        Texts are compared up to case and white space: a number or a mark round a word may be what a
+        row is about.
         """
         sides = {side: self._rows(locate(getattr(self, side)), side) for side in SIDES}
         if self.group is not None:
@@ -80,9 +80,13 @@ class JsonlTask(Config):
 
 
 def _without(rows: Sequence[LabelledRow], held: Sequence[LabelledRow]) -> list[LabelledRow]:
-    """The rows whose letters are not those of a held row."""
-    known = {letters(row.text) for row in held}
-    return [row for row in rows if letters(row.text) not in known]
+    """The rows whose text no held row has."""
+    known = {_folded(row.text) for row in held}
+    return [row for row in rows if _folded(row.text) not in known]
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _require_whole_groups(sides: Mapping[Side, Sequence[LabelledRow]]) -> None:

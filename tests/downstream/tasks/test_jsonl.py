@@ -36,10 +36,10 @@ def test_train_loses_what_dev_and_test_hold(write):
     assert list(data.notes.values()) == [1, 0]
 
 
-def test_dev_loses_what_test_holds_whatever_its_signs(write):
+def test_dev_and_train_lose_what_test_holds_but_not_another_number_or_mark(write):
     texts = {
-        "train": ("one", "two", "Four!"),
-        "dev": ("three", "Test, held.", "12"),
+        "train": ("one", "two", "FOUR"),
+        "dev": ("three", "Test  held", "12", "test <<held>>"),
         "test": ("four", "test held", "13"),
     }
     sides = {
@@ -47,7 +47,7 @@ def test_dev_loses_what_test_holds_whatever_its_signs(write):
         for side, found in texts.items()
     }
     data = JsonlTask(**write(**sides)).load(Path, seed=0)
-    assert [row.text for row in data.sides["dev"]] == ["three", "12"]
+    assert [row.text for row in data.sides["dev"]] == ["three", "12", "test <<held>>"]
     assert [row.text for row in data.sides["train"]] == ["one", "two"]
     assert list(data.notes.values()) == [1, 1]
     assert "dev:2" in data.held_out

@@ -51,8 +51,8 @@ class Job:
     replace: frozenset[str]
 
 
-def main(arguments: Sequence[str] | None = None, load: Load | None = None) -> None:
-    """Run the named stages on this rank; exits with the code of the error's kind.
+def main(arguments: Sequence[str] | None = None, load: Load | None = None) -> NoReturn:
+    """Run the named stages on this rank; exits with 0 or the code of the error's kind.
 
     ``load`` reads the recipe; None: ``launcher.recipe.load_recipe``.
     """
@@ -122,10 +122,15 @@ def run(job: Job) -> None:
         _leave(1)
     if reporter:
         reporter.done()
+    _leave(0)
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit at once: an orderly shutdown would wait for ranks that wait for this one."""
+    """Exit at once.
+
+    After an error an orderly shutdown would wait for ranks that wait for this one; after success
+    it now and then aborts a CPU worker in the teardown of its threads ("terminate called").
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -103,8 +103,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(job: Job) -> None:
-    """Run a job's stages in the group of all ranks; after an error it does not return."""
+def run(job: Job) -> NoReturn:
+    """Run a job's stages in the group of all ranks, and leave with the exit code."""
     rank = int(os.environ.get("RANK", "0"))
     reporter = _reporter(job, rank)
     _log_progress(job, rank)

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -244,7 +243,9 @@ def board(
 
     command, address = board_command(RunFolder(run_folder).require().root, port)
     _tell(f"{address} (Ctrl-C ends it)")
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    sys.stderr.flush()
+    # In this process's place: whatever ends the command ends the server.
+    os.execv(command[0], command)
 
 
 def _conductor(

@@ -23,7 +23,7 @@ app = typer.Typer(
     name="onward",
     help="Continued pretraining, exactly: raw text to a significance-tested answer.",
     epilog="Exit codes: 0 done, 2 recipe or usage, 3 data, 4 checkpoint, 5 processes lost, "
-    "6 numerical, 7 resources, 75 stopped and resumable, 130 and 143 stopped by a signal, 1 other.",
+    "6 numerical, 7 resources, 130 and 143 stopped by a signal (run again to go on), 1 other.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,

@@ -106,11 +106,6 @@ class ShardWriter:
             output.write(text.encode())
         return manifest
 
-    def _shard(self) -> "_OpenShard":
-        if self._open is None:
-            self._open = _OpenShard(self.folder, len(self._shards), self.dtype)
-        return self._open
-
     def _close_shard(self) -> None:
         if self._open is not None:
             self._shards.append(self._open.close())

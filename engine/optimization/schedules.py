@@ -1,5 +1,6 @@
 """Learning rates as pure functions of the step: a linear warm-up, then one of three shapes."""
 
+from abc import ABC, abstractmethod
 from math import cos, pi
 from typing import Literal
 
@@ -9,7 +10,7 @@ from configs.errors import RecipeError
 from configs.schema import Config
 
 
-class _WarmedUp(Config):
+class _WarmedUp(Config, ABC):
     """The part that the schedules share; they differ in ``_after`` alone."""
 
     warmup: int | float = Field(0, ge=0, description="a whole number of steps, or a share below 1")
@@ -41,8 +42,9 @@ class _WarmedUp(Config):
             return (step + 1) / rising
         return self._after((step - rising) / max(1, steps - rising))
 
+    @abstractmethod
     def _after(self, share: float) -> float:
-        raise NotImplementedError
+        """Multiplier once the warm-up is over; ``share`` of the rest of the run is done."""
 
 
 class Linear(_WarmedUp):

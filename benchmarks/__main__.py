@@ -3,26 +3,43 @@
 import argparse
 import importlib
 import json
-import pkgutil
+from typing import Any
 
-import benchmarks
+from benchmarks import environments
+
+MODULES = {
+    "D1": "read",
+    "D2": "prepare",
+    "D3": "resume",
+    "D4": "mask",
+    "P6": "waiting",
+    "remote": "remote",
+    "cpu_attention": "cpu_attention",
+}
+"""The file of each benchmark."""
 
 
 def main() -> None:
     """Run one and print its result."""
-    known = sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name[0] != "_")
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("id", choices=["list", *known])
+    parser.add_argument("id", choices=["list", "peers", *MODULES])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args()
     if given.id == "list":
-        for name in known:
-            print(
-                f"{name:20}{importlib.import_module(f'benchmarks.{name}').__doc__.splitlines()[0]}"
-            )
-        return
-    result = importlib.import_module(f"benchmarks.{given.id}").measure()
-    if given.json:
+        for name in MODULES:
+            print(f"{name:15}{(_module(name).__doc__ or '').splitlines()[0]}")
+    elif given.id == "peers":
+        environments.make()
+    else:
+        _print(_module(given.id).measure(), as_json=given.json)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"benchmarks.{MODULES[name]}")
+
+
+def _print(result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
         print(json.dumps(result))
         return
     verdict = f"target {result['target']}, reached: {result['reached']}"

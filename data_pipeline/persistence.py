@@ -105,7 +105,7 @@ def given_up(url: str, error: BaseException, attempts: int, seconds: float) -> D
     many = "1 attempt" if attempts == 1 else f"{attempts} attempts"
     return DataError(
         f"{mask_secrets(url)}: given up after {many} in {seconds:.0f} s; the last: "
-        f"{_told(error)}; check the address and the network, or raise {DEADLINE_VARIABLE}"
+        f"{_told(_root(error))}; check the address and the network, or raise {DEADLINE_VARIABLE}"
     )
 
 

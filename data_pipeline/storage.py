@@ -354,7 +354,11 @@ def _listed(location: str) -> list[RemoteFile]:
     if any(mark in path for mark in "*["):
         first = min(path.index(mark) for mark in "*[" if mark in path)
         root = path[: path.rindex("/", 0, first) + 1]
-        found = filesystem.glob(path, detail=True)
+        try:
+            found = filesystem.glob(path, detail=True)
+        except ValueError as error:
+            msg = f"{mask_secrets(location)}: {error}"
+            raise DataError(msg) from None
     elif not location.endswith("/") and filesystem.isfile(path):
         return [_remote_file(location)]
     else:

@@ -200,12 +200,14 @@ def assemble(stage: PretrainStage, context: StageContext) -> Parts:
     objective = stage.objective.build(stream.special, stream.vocabulary_size)
     learner, _, tokenizer = build_learner(stage, context, objective)
     _require_tokenizer(tokenizer_sha256(tokenizer.backend_tokenizer), stream)
-    require_positions(learner.backbone, stage.data.length, "data")
+    longest = stage.data.packing.longest_piece(stage.data.length)
+    require_positions(learner.backbone, longest, "data")
     frozen = distributed.on_first(lambda: frozen_digest(learner))
     batches = stage.backend.plan(distributed.world())
     penalties = [penalty.build() for penalty in stage.penalties]
     backend = stage.backend.build(learner, stage.optimizer, penalties, seed)
     steps = stage.budget(stream.rows[0], batches.global_batch)
+    stream.require_rows(steps * batches.global_batch)
     return Parts(stage, context, stream, objective, backend, batches, steps, seed, frozen)
 
 

@@ -9,25 +9,20 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.schema import Config
-from data_pipeline.packing.plan import PackingPlan, RowShape, cut
+from data_pipeline.packing.packer import LongestPiece
+from data_pipeline.packing.plan import PackingPlan, RowShape, ShardText, cut
 
 
-class BestFitPacking(Config):
+class BestFitPacking(LongestPiece):
     """Whole documents share a row wherever they fit; only longer ones than a row are cut."""
 
     VERSION: ClassVar[int] = 1
 
     name: Literal["best_fit"] = "best_fit"
 
-    @property
-    def identity(self) -> str:
-        """Its name, version and settings: the same identity gives the same plans."""
-        return f"{self.name} {self.VERSION}"
-
-    def plan(self, lengths: NDArray[np.int32], shape: RowShape) -> PackingPlan:
-        """Rows for sequences of these lengths (int32 [N], in tokens); deterministic."""
-        pieces = cut(lengths, shape.room)
+    def plan(self, text: ShardText, shape: RowShape) -> PackingPlan:
+        """Rows for a shard's sequences; deterministic, by their lengths alone."""
+        pieces = cut(text.lengths, shape.room_up_to(self.longest))
         by_length = np.argsort(-pieces[:, 2], kind="stable")
         negative, firsts = np.unique(-pieces[by_length, 2], return_index=True)
         rows = _Rows(shape.length)
@@ -39,7 +34,7 @@ class BestFitPacking(Config):
         # Within a row the longest piece stands first; ties keep the order of the shard.
         order = by_length[np.argsort(row_of[by_length], kind="stable")]
         offsets = np.searchsorted(row_of[order], np.arange(rows.count + 1))
-        return PackingPlan(offsets.astype(np.int64), pieces[order])
+        return PackingPlan.of(offsets.astype(np.int64), pieces[order])
 
 
 class _Rows:

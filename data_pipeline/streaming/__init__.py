@@ -6,21 +6,27 @@ from data_pipeline.streaming.describe import ReadRow, describe_steps
 from data_pipeline.streaming.mixture import Mixture
 from data_pipeline.streaming.order import IndexRange, Order, Picks, slice_of_step
 from data_pipeline.streaming.permutation import permute
+from data_pipeline.streaming.schedule import Schedule
+from data_pipeline.streaming.shuffle import FullShuffle, SourceRows, WindowShuffle
 from data_pipeline.streaming.stream import FixedRows, TokenStream
 
 __all__ = [
     "Cursor",
     "DataConfig",
     "FixedRows",
+    "FullShuffle",
     "IndexRange",
     "Mixture",
     "Order",
     "Picks",
     "ReadRow",
+    "Schedule",
     "SkippedRows",
     "SourceConfig",
+    "SourceRows",
     "TokenStream",
     "WeightChange",
+    "WindowShuffle",
     "describe_steps",
     "permute",
     "slice_of_step",

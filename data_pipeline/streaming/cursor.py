@@ -27,9 +27,10 @@ class Cursor:
         seed: of the order.
         length: tokens a row.
         packing: the packing's identity.
+        shuffle: the shuffle's identity.
         block: rows a block of the mixture.
         sources: in the order of the recipe.
-        phases: the mixture's schedule.
+        phases: the mixture's schedule, with what becomes of shares where a source ends.
         skip: rows left out, in the numbering without any skip.
     """
 
@@ -38,6 +39,7 @@ class Cursor:
     seed: int
     length: int
     packing: str
+    shuffle: str
     block: int
     sources: tuple[SourceState, ...]
     phases: tuple[Phase, ...]
@@ -81,7 +83,7 @@ class Cursor:
 
 
 def _settings(saved: Cursor, present: Cursor) -> list[str]:
-    names = ("order_version", "seed", "length", "packing", "block")
+    names = ("order_version", "seed", "length", "packing", "shuffle", "block")
     return [
         f"{name}: {getattr(saved, name)!r} was saved, {getattr(present, name)!r} is given"
         for name in names

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.streaming.order import slice_of_step
-from data_pipeline.streaming.rows import Piece
+from data_pipeline.streaming.packed import Piece
 from data_pipeline.streaming.stream import TokenStream
 
 

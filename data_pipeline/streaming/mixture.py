@@ -1,7 +1,7 @@
 """How many rows of each source a block holds, and which place in the block is whose."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -46,32 +46,30 @@ class Draws:
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """An append-only schedule of quotas: what has been drawn stays as it was."""
+    """Quotas of every block, in closed form; a ``Schedule`` makes it.
+
+    Attributes:
+        phases: in order, the first from block 0 on.
+        block: rows a block. The last one may have fewer, where the mixture ends.
+        end: rows in all, where the sources may be read so often and no more; None: no end.
+    """
 
     phases: tuple[Phase, ...]
     block: int = BLOCK
-
-    @classmethod
-    def of(cls, weights: Mapping[str, float], block: int = BLOCK) -> "Mixture":
-        """The mixture that keeps these weights throughout; they need not sum to 1."""
-        return cls((Phase(0, quotas(weights, block)),), block)
-
-    def changed(self, after: int, weights: Mapping[str, float]) -> "Mixture":
-        """The same with other weights from the first block at or after row ``after`` on."""
-        first = -(-after // self.block)
-        if first <= self.phases[-1].first_block:
-            begun = self.phases[-1].first_block * self.block
-            msg = (
-                f"mixture: weights change after row {after}, which is block {first} of "
-                f"{self.block} rows, but the weights before them begin at row {begun}; "
-                "changes lie at least one block apart, in order"
-            )
-            raise RecipeError(msg)
-        phase = Phase(first, quotas(weights, self.block))
-        return Mixture((*self.phases, phase), self.block)
+    end: int | None = None
 
     def draw(self, rows: NDArray[np.int64], seed: int) -> Draws:
-        """The source of each row (int64 [n], global) and its number among that source's rows."""
+        """The source of each row (int64 [n], global) and its number among that source's rows.
+
+        Raises:
+            RecipeError: a row behind the end.
+        """
+        if self.end is not None and rows.size and int(rows.max()) >= self.end:
+            msg = (
+                f"row {int(rows.max())} of a mixture that ends at row {self.end}, since its "
+                "sources may not be read more often (most_epochs)"
+            )
+            raise RecipeError(msg)
         blocks, inverse = np.unique(rows // self.block, return_inverse=True)
         source = np.empty(rows.shape, np.int64)
         count = np.empty(rows.shape, np.int64)
@@ -86,35 +84,69 @@ class Mixture:
         self, place: NDArray[np.int64], row: NDArray[np.int64], blocks: NDArray[np.int64], seed: int
     ) -> Draws:
         """Draws at ``place`` of ``blocks[row]``."""
-        first_blocks = np.array([phase.first_block for phase in self.phases])
-        quota = np.array([phase.quotas for phase in self.phases], np.int64)
-        spans = np.diff(first_blocks)[:, None]
-        before = np.concatenate((np.zeros_like(quota[:1]), np.cumsum(spans * quota[:-1], axis=0)))
-        phase = np.searchsorted(first_blocks, blocks, "right") - 1
-        if quota.shape[1] == 1:
+        table = _table(self.phases)
+        phase = np.searchsorted(table.first_blocks, blocks, "right") - 1
+        if table.quotas.shape[1] == 1:
             source, rank = np.zeros_like(place), place
         else:
             patterns = [
-                _pattern(self.phases[at].quotas, keyed(seed, "block", block))
+                _pattern(self.phases[at].quotas, self.block, keyed(seed, "block", block))
                 for at, block in zip(phase.tolist(), blocks.tolist(), strict=True)
             ]
             source = np.stack([pattern.source for pattern in patterns])[row, place]
             rank = np.stack([pattern.count for pattern in patterns])[row, place]
         at = phase[row]
-        since = blocks[row] - first_blocks[at]
-        return Draws(source, before[at, source] + since * quota[at, source] + rank)
+        since = blocks[row] - table.first_blocks[at]
+        count = table.before[at, source] + since * table.quotas[at, source] + rank
+        return Draws(source, count)
+
+    def drawn_before(self, row: int, seed: int) -> list[int]:
+        """How many rows of each source come before a row; at most those that there are."""
+        row = row if self.end is None else min(row, self.end)
+        block, place = divmod(row, self.block)
+        table = _table(self.phases)
+        at = int(np.searchsorted(table.first_blocks, block, "right")) - 1
+        phase = self.phases[at]
+        counts = table.before[at] + (block - phase.first_block) * table.quotas[at]
+        if place:
+            pattern = _pattern(phase.quotas, self.block, keyed(seed, "block", block))
+            counts = counts + np.bincount(pattern.source[:place], minlength=len(counts))
+        found: list[int] = counts.tolist()
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Phases as arrays: int64 [phases], and [phases, S] rows a block, and rows before the phase."""
+
+    first_blocks: NDArray[np.int64]
+    quotas: NDArray[np.int64]
+    before: NDArray[np.int64]
+
+
+@lru_cache(maxsize=16)
+def _table(phases: tuple[Phase, ...]) -> _Table:
+    first_blocks = np.array([phase.first_block for phase in phases])
+    quota = np.array([phase.quotas for phase in phases], np.int64)
+    spans = np.diff(first_blocks)[:, None]
+    before = np.concatenate((np.zeros_like(quota[:1]), np.cumsum(spans * quota[:-1], axis=0)))
+    return _Table(first_blocks, quota, before)
 
 
 @lru_cache(maxsize=256)
-def _pattern(quotas: tuple[int, ...], key: int) -> Draws:
-    """The draws of one block; kept, since many steps in a row read from the same one."""
-    block = sum(quotas)
-    slots = permute(np.arange(block), block, key)
-    source = np.searchsorted(np.cumsum(quotas), slots, "right")
-    count = np.empty_like(source)
+def _pattern(quotas: tuple[int, ...], block: int, key: int) -> Draws:
+    """The draws of one block; kept, since many steps in a row read from the same one.
+
+    Behind the last row of a mixture that ends in the block there is nothing to be read.
+    """
+    rows = sum(quotas)
+    slots = permute(np.arange(rows), rows, key)
+    source = np.zeros(block, np.int64)
+    source[:rows] = np.searchsorted(np.cumsum(quotas), slots, "right")
+    count = np.zeros_like(source)
     for number in range(len(quotas)):
-        own = source == number
-        count[own] = np.arange(np.count_nonzero(own))
+        own = source[:rows] == number
+        count[:rows][own] = np.arange(np.count_nonzero(own))
     return Draws(source, count)
 
 
@@ -125,11 +157,7 @@ def quotas(weights: Mapping[str, float], block: int) -> tuple[int, ...]:
         msg = f"mixture: weights {dict(weights)}; expected numbers from 0 up, one above 0"
         raise RecipeError(msg)
     total = math.fsum(given)
-    exact = [weight / total * block for weight in given]
-    whole = [math.floor(share) for share in exact]
-    by_remainder = sorted(range(len(given)), key=lambda at: (whole[at] - exact[at], at))
-    for at in by_remainder[: block - sum(whole)]:
-        whole[at] += 1
+    whole = apportion(given, block)
     for (name, weight), quota in zip(weights.items(), whole, strict=True):
         if weight > 0 and quota == 0:
             msg = (
@@ -138,3 +166,14 @@ def quotas(weights: Mapping[str, float], block: int) -> tuple[int, ...]:
             )
             raise RecipeError(msg)
     return tuple(whole)
+
+
+def apportion(weights: Sequence[float], rows: int) -> list[int]:
+    """Whole rows in proportion to the weights, as many as asked (largest remainders)."""
+    total = math.fsum(weights)
+    exact = [weight / total * rows for weight in weights]
+    whole = [math.floor(share) for share in exact]
+    by_remainder = sorted(range(len(whole)), key=lambda at: (whole[at] - exact[at], at))
+    for at in by_remainder[: rows - sum(whole)]:
+        whole[at] += 1
+    return whole

@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from configs.errors import RecipeError
-from data_pipeline.randomness import keyed
 from data_pipeline.streaming.mixture import Mixture
-from data_pipeline.streaming.permutation import permute
+from data_pipeline.streaming.shuffle import FullShuffle, Shuffle, SourceRows
 
 ORDER_VERSION = 2
 """Raised when the same seed and data would give another order; kept in every cursor."""
@@ -43,45 +42,64 @@ class Order:
 
     Attributes:
         seed: the only randomness.
-        sizes: rows of each source.
-        digests: hex digest of each source's contents; with it the order does not depend on a
-            source's place in the recipe, and two data sets never share a permutation.
+        sources: rows and digest of each.
         mixture: which source is drawn when.
+        shuffle: where in an epoch each row of a source stands.
         skip: ranges of rows that are left out, ascending, in the numbering without any skip.
     """
 
     seed: int
-    sizes: tuple[int, ...]
-    digests: tuple[str, ...]
+    sources: tuple[SourceRows, ...]
     mixture: Mixture
+    shuffle: Shuffle = FullShuffle()  # noqa: RUF009 -- frozen
     skip: tuple[IndexRange, ...] = ()
 
     def __post_init__(self) -> None:
         require_ascending(self.skip)
 
     def __call__(self, indices: ArrayLike) -> Picks:
-        """The picks at global indices, int [n] from 0 up, in any order."""
+        """The picks at global indices, int [n] from 0 up, in any order.
+
+        Raises:
+            RecipeError: an index behind the end of the mixture.
+        """
         rows = np.array(indices, np.int64)
         if rows.size and rows.min() < 0:
             msg = f"global index {rows.min()}; expected 0 or more"
             raise ValueError(msg)
-        for span in self.skip:
-            rows[rows >= span.start] += span.stop - span.start
-        drawn = self.mixture.draw(rows, self.seed)
-        size = np.array(self.sizes, np.int64)[drawn.source]
-        epoch, place = np.divmod(drawn.count, size)
-        sample = permute(place, size, self._keys(drawn.source, epoch))
+        drawn = self.mixture.draw(self._drawn(rows), self.seed)
+        epoch, place = np.divmod(drawn.count, self._sizes()[drawn.source])
+        sample = self.shuffle.samples(self.seed, self.sources, drawn.source, epoch, place)
         return Picks(drawn.source, epoch, sample)
 
-    def _keys(self, source: NDArray[np.int64], epoch: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """One key for each (source, epoch); a batch holds few of them."""
-        count = len(self.sizes)
-        pairs, inverse = np.unique(epoch * count + source, return_inverse=True)
-        keys = [
-            keyed(self.seed, "epoch", self.digests[pair % count], pair // count)
-            for pair in pairs.tolist()
+    @property
+    def rows(self) -> int | None:
+        """Global indices that there are; None: no end."""
+        if self.mixture.end is None:
+            return None
+        end = self.mixture.end
+        return end - sum(max(0, min(span.stop, end) - span.start) for span in self.skip)
+
+    def shards_from(self, index: int) -> list[list[int]]:
+        """For each source the shards that rows from a global index on need, the first ones first.
+
+        With a ``window`` shuffle these are few; with ``full`` they are all.
+        """
+        rows = self._drawn(np.array([index], np.int64))
+        counts = self.mixture.drawn_before(int(rows[0]), self.seed)
+        return [
+            self.shuffle.shards_from(self.seed, source, *divmod(count, source.rows))
+            for source, count in zip(self.sources, counts, strict=True)
         ]
-        return np.array(keys, np.uint64)[inverse]
+
+    def _drawn(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows in the numbering without any skip; changes its argument."""
+        for span in self.skip:
+            rows[rows >= span.start] += span.stop - span.start
+        return rows
+
+    def _sizes(self) -> NDArray[np.int64]:
+        return np.array([source.rows for source in self.sources], np.int64)
 
 
 def require_ascending(ranges: tuple[IndexRange, ...]) -> None:

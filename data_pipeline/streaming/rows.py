@@ -3,72 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.example import Example, ExampleKey
-from data_pipeline.packing import PackingPlan, RowShape, cached_plan
-from data_pipeline.packing.cache import Packer
-from data_pipeline.shards import ShardedDataset, TokenizerRecord
+from data_pipeline.shards import TokenizerRecord
 from data_pipeline.streaming.order import Picks
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of a sequence in a row, in tokens."""
-
-    sequence: int
-    start: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class PackedSource:
-    """A data set cut into rows.
-
-    Attributes:
-        data: the open shards.
-        plans: one a shard.
-        row_starts: int64 [shards + 1]: first row of each shard, then their total.
-    """
-
-    data: ShardedDataset
-    plans: tuple[PackingPlan, ...]
-    row_starts: NDArray[np.int64]
-
-    @classmethod
-    def open(
-        cls, data: ShardedDataset, packing: Packer, length: int, cache: Path | None
-    ) -> "PackedSource":
-        """Plan every shard, or take its plan from the cache."""
-        tokenizer = data.manifest.tokenizer
-        shape = RowShape(length, len(tokenizer.prefix) + len(tokenizer.suffix))
-        plans = tuple(
-            cached_plan(packing, shard.index.lengths, shape, shard.digest, cache)
-            for shard in data.shards
-        )
-        starts = np.cumsum([0, *(len(plan) for plan in plans)], dtype=np.int64)
-        return cls(data, plans, starts)
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return int(self.row_starts[-1])
-
-    @property
-    def digest63(self) -> int:
-        """First 63 bits of the content digest: what randomness about its rows is keyed by."""
-        return int(self.data.content[:16], 16) >> 1
-
-    def pieces(self, sample: int) -> list[Piece]:
-        """What stands in a row, in order; sequences are numbered through the data set."""
-        shard = int(np.searchsorted(self.row_starts, sample, "right")) - 1
-        first, stop = self.plans[shard].offsets[sample - self.row_starts[shard] :][:2]
-        begin = self.data.shards[shard].first
-        found = self.plans[shard].pieces[first:stop].tolist()
-        return [Piece(begin + sequence, start, length) for sequence, start, length in found]
+from data_pipeline.streaming.packed import PackedSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +92,7 @@ class RowReader:
 
     def _group(self, picks: Picks, at: NDArray[np.int64], shard: int) -> _Group:
         source = self.sources[int(picks.source[at[0]])]
-        plan = source.plans[shard]
+        plan = source.plan(shard)
         row = picks.sample[at] - source.row_starts[shard]
         first = plan.offsets[row]
         counts = plan.offsets[row + 1] - first

@@ -17,8 +17,10 @@ from data_pipeline.shards import ShardedDataset, TokenizerRecord, Verify
 from data_pipeline.streaming.config import DataConfig
 from data_pipeline.streaming.cursor import Cursor, SourceState
 from data_pipeline.streaming.order import ORDER_VERSION, Order, Picks
+from data_pipeline.streaming.packed import PackedSource
 from data_pipeline.streaming.permutation import permute
-from data_pipeline.streaming.rows import PackedSource, RowReader
+from data_pipeline.streaming.rows import RowReader
+from data_pipeline.streaming.shuffle import SourceRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,13 @@ class TokenStream:
         packed = tuple(
             PackedSource.open(each, config.packing, config.length, cache) for each in data.values()
         )
+        rows = {name: len(source) for name, source in zip(data, packed, strict=True)}
         order = Order(
             seed,
-            tuple(len(source) for source in packed),
             # Contents alone: data that was moved is still read in the same order, and resumed.
-            tuple(source.data.content for source in packed),
-            config.mixture(),
+            tuple(SourceRows(source.data.content, source.row_starts) for source in packed),
+            config.schedule().mixture(config.most_rows(rows)),
+            config.shuffle,
             config.skipped(),
         )
         return cls(config, order, RowReader.of(packed, config.length))
@@ -86,7 +89,7 @@ class TokenStream:
     @property
     def rows(self) -> list[int]:
         """Rows of each source: one epoch of it."""
-        return list(self.order.sizes)
+        return [source.rows for source in self.order.sources]
 
     @property
     def length(self) -> int:
@@ -132,18 +135,38 @@ class TokenStream:
 
     def cursor(self, index: int) -> Cursor:
         """The place where the rows before global index ``index`` have been consumed."""
-        states = zip(self.sources, self.order.digests, self.order.sizes, strict=True)
+        states = [
+            SourceState(name, source.digest, source.rows)
+            for name, source in zip(self.sources, self.order.sources, strict=True)
+        ]
         return Cursor(
             index=index,
             order_version=ORDER_VERSION,
             seed=self.order.seed,
             length=self.length,
             packing=self.config.packing.identity,
+            shuffle=self.order.shuffle.identity,
             block=self.order.mixture.block,
-            sources=tuple(SourceState(*state) for state in states),
+            sources=tuple(states),
             phases=self.order.mixture.phases,
             skip=self.order.skip,
         )
+
+    def require_rows(self, rows: int) -> None:
+        """RecipeError if a run of so many rows would read a source more often than it may."""
+        there = self.order.rows
+        if there is None or rows <= there:
+            return
+        limits = ", ".join(
+            f"{name}: {source.most_epochs} of {size} rows"
+            for (name, source), size in zip(self.config.sources.items(), self.rows, strict=True)
+            if source.most_epochs is not None
+        )
+        msg = (
+            f"data: the run asks for {rows} rows, but there are {there} within most_epochs "
+            f"({limits}); take fewer steps, raise most_epochs, or add data"
+        )
+        raise RecipeError(msg)
 
     def resume(self, cursor: Cursor) -> int:
         """The global index to go on from; CheckpointError naming what differs from this stream."""

@@ -17,16 +17,28 @@ from data_pipeline.packing import (
     Packing,
     PackingPlan,
     RowShape,
+    ShardText,
+    SinglePacking,
     cached_plan,
 )
+from data_pipeline.packing.cache import read_arrays
 
-MEMBERS = [BestFitPacking(), ConcatenatePacking()]
+MEMBERS = [BestFitPacking(), ConcatenatePacking(), SinglePacking()]
 LENGTHS = st.lists(st.integers(1, 70), max_size=60).map(lambda ints: np.array(ints, np.int32))
 SHAPES = st.builds(
     lambda room, overhead: RowShape(room + overhead, overhead),
     st.integers(1, 32),
     st.integers(0, 3),
 )
+
+
+def text_of(lengths: NDArray[np.int32]) -> ShardText:
+    """A shard whose annotations nobody may ask for."""
+
+    def refuse() -> NDArray[np.uint8]:
+        raise AssertionError
+
+    return ShardText(lengths, refuse)
 
 
 def covered(plan: PackingPlan, lengths: NDArray[np.int32]) -> list[int]:
@@ -48,7 +60,7 @@ def fills(plan: PackingPlan, shape: RowShape) -> NDArray[np.int64]:
 @given(lengths=LENGTHS, shape=SHAPES)
 @settings(max_examples=60, deadline=None)
 def test_every_token_stands_in_exactly_one_row(packing, lengths, shape):
-    plan = packing.plan(lengths, shape)
+    plan = packing.plan(text_of(lengths), shape)
     assert covered(plan, lengths) == [1] * int(lengths.sum())
     assert plan.offsets[0] == 0
     assert plan.offsets[-1] == len(plan.pieces)
@@ -60,14 +72,14 @@ def test_every_token_stands_in_exactly_one_row(packing, lengths, shape):
 @given(lengths=LENGTHS, shape=SHAPES)
 @settings(max_examples=60, deadline=None)
 def test_best_fit_cuts_only_what_is_longer_than_a_row(lengths, shape):
-    plan = BestFitPacking().plan(lengths, shape)
+    plan = BestFitPacking().plan(text_of(lengths), shape)
     assert len(plan.pieces) == sum(-(-length // shape.room) for length in lengths.tolist())
 
 
 @given(lengths=LENGTHS.filter(len), shape=SHAPES)
 @settings(max_examples=60, deadline=None)
 def test_best_fit_is_what_the_plain_algorithm_gives(lengths, shape):
-    plan = BestFitPacking().plan(lengths, shape)
+    plan = BestFitPacking().plan(text_of(lengths), shape)
     costs = np.sort(plan.pieces[:, 2].astype(int) + shape.overhead)[::-1]
     room: list[int] = []
     for cost in costs.tolist():
@@ -82,17 +94,17 @@ def test_best_fit_is_what_the_plain_algorithm_gives(lengths, shape):
 @given(lengths=LENGTHS.filter(len), shape=SHAPES)
 @settings(max_examples=60, deadline=None)
 def test_concatenation_keeps_the_order_and_fills_all_rows_but_the_last(lengths, shape):
-    plan = ConcatenatePacking().plan(lengths, shape)
+    plan = ConcatenatePacking().plan(text_of(lengths), shape)
     assert np.array_equal(
         plan.pieces, plan.pieces[np.lexsort((plan.pieces[:, 1], plan.pieces[:, 0]))]
     )
-    assert (fills(plan, shape)[:-1] >= shape.length - shape.overhead).all()
+    assert (fills(plan, shape)[:-1] >= shape.length - 2 * shape.overhead).all()
 
 
 def test_padding_is_small_on_lengths_as_real_text_has_them():
     lengths = np.random.default_rng(1).lognormal(5, 0.9, 20_000).astype(np.int32) + 1
     shape = RowShape(512, 2)
-    plan = BestFitPacking().plan(lengths, shape)
+    plan = BestFitPacking().plan(text_of(lengths), shape)
     assert fills(plan, shape).sum() / (len(plan) * shape.length) > 0.998
 
 
@@ -100,11 +112,11 @@ def test_padding_is_small_on_lengths_as_real_text_has_them():
 def test_a_plan_is_deterministic_and_comes_back_from_the_cache(packing, tmp_path):
     lengths = np.random.default_rng(2).integers(1, 300, 500).astype(np.int32)
     shape = RowShape(64, 2)
-    fresh = cached_plan(packing, lengths, shape, "digest", None)
-    made = cached_plan(packing, lengths, shape, "digest", tmp_path)
+    fresh = cached_plan(packing, text_of(lengths), shape, "digest", None)
+    made = cached_plan(packing, text_of(lengths), shape, "digest", tmp_path)
     (file,) = tmp_path.iterdir()
     # Lengths that would give another plan: what comes back must be what was kept.
-    kept = cached_plan(packing, lengths[:1], shape, "digest", tmp_path)
+    kept = cached_plan(packing, text_of(lengths[:1]), shape, "digest", tmp_path)
     for plan in (made, kept):
         assert np.array_equal(plan.offsets, fresh.offsets)
         assert np.array_equal(plan.pieces, fresh.pieces)
@@ -121,7 +133,7 @@ def test_digest_shape_and_algorithm_each_have_their_own_plan(tmp_path: Path):
         (MEMBERS[1], RowShape(16, 2), "a"),
     ]
     for packing, shape, digest in asked:
-        cached_plan(packing, lengths, shape, digest, tmp_path)
+        cached_plan(packing, text_of(lengths), shape, digest, tmp_path)
     assert len(list(tmp_path.iterdir())) == len(asked)
 
 
@@ -129,7 +141,7 @@ def test_digest_shape_and_algorithm_each_have_their_own_plan(tmp_path: Path):
 def test_a_damaged_plan_is_reported_and_made_again(damage, tmp_path, caplog):
     lengths = np.arange(1, 60, dtype=np.int32)
     shape = RowShape(16, 2)
-    made = cached_plan(MEMBERS[0], lengths, shape, "digest", tmp_path)
+    made = cached_plan(MEMBERS[0], text_of(lengths), shape, "digest", tmp_path)
     (file,) = tmp_path.iterdir()
     content = bytearray(file.read_bytes())
     if damage == "flipped":
@@ -137,18 +149,22 @@ def test_a_damaged_plan_is_reported_and_made_again(damage, tmp_path, caplog):
     kept = {"cut": len(content) // 2, "flipped": len(content), "empty": 0}[damage]
     file.write_bytes(content[:kept])
     with caplog.at_level(logging.WARNING):
-        again = cached_plan(MEMBERS[0], lengths, shape, "digest", tmp_path)
+        again = cached_plan(MEMBERS[0], text_of(lengths), shape, "digest", tmp_path)
     assert np.array_equal(again.pieces, made.pieces)
     assert "made again" in caplog.text
-    assert np.array_equal(np.load(file)["pieces"], made.pieces)
+    kept = read_arrays(file)
+    assert kept is not None
+    assert np.array_equal(kept["pieces"], made.pieces)
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, caplog):
     lengths, shape = np.arange(1, 60, dtype=np.int32), RowShape(16, 2)
     (tmp_path / "file").write_text("where a folder would have to be")
     with caplog.at_level(logging.WARNING):
-        made = cached_plan(MEMBERS[0], lengths, shape, "digest", tmp_path / "file" / "cache")
-    assert np.array_equal(made.pieces, MEMBERS[0].plan(lengths, shape).pieces)
+        made = cached_plan(
+            MEMBERS[0], text_of(lengths), shape, "digest", tmp_path / "file" / "cache"
+        )
+    assert np.array_equal(made.pieces, MEMBERS[0].plan(text_of(lengths), shape).pieces)
     assert "the packing plan is not kept" in caplog.text
 
 

@@ -8,18 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import RecipeError
-from data_pipeline.streaming.mixture import Mixture, quotas
+from data_pipeline.streaming.mixture import quotas
 from data_pipeline.streaming.order import IndexRange, Order, slice_of_step
+from data_pipeline.streaming.schedule import Schedule
+from data_pipeline.streaming.shuffle import FullShuffle, SourceRows
 
 SIZES = st.lists(st.integers(1, 90), min_size=1, max_size=4)
 SEEDS = st.integers(-5, 2**64)
+TWO_SOURCES = (SourceRows.of("a", 1000), SourceRows.of("b", 1000))
 
 
 def order_of(sizes, weights=None, seed=1, block=32, skip=()):
     weights = weights or [1.0] * len(sizes)
     named = {f"s{at}": weight for at, weight in enumerate(weights)}
-    digests = tuple(f"{at:064x}" for at in range(len(sizes)))
-    return Order(seed, tuple(sizes), digests, Mixture.of(named, block), skip)
+    sources = [SourceRows.of(f"{at:064x}", size) for at, size in enumerate(sizes)]
+    return Order(seed, tuple(sources), Schedule.of(named, block).mixture(), FullShuffle(), skip)
 
 
 def drawn(order, count, source):
@@ -83,7 +86,7 @@ def test_global_batches_are_the_same_for_every_world_size(global_batch):
 
 def test_seed_source_and_epoch_each_give_another_order():
     def first_epoch(seed, digest, epoch):
-        order = Order(seed, (60,), (digest,), Mixture.of({"a": 1}, 32))
+        order = Order(seed, (SourceRows.of(digest, 60),), Schedule.of({"a": 1}, 32).mixture())
         return tuple(order(np.arange(60 * epoch, 60 * (epoch + 1))).sample.tolist())
 
     orders = {first_epoch(*key) for key in [(1, "a", 0), (2, "a", 0), (1, "b", 0), (1, "a", 1)]}
@@ -110,9 +113,9 @@ def test_negative_indices_are_refused():
 @given(seed=SEEDS, after=st.integers(1, 300))
 @settings(max_examples=40, deadline=None)
 def test_new_weights_leave_what_was_read_and_repeat_nothing(seed, after):
-    before = Mixture.of({"a": 1, "b": 1}, 32)
+    before = Schedule.of({"a": 1, "b": 1}, 32)
     later = before.changed(after, {"a": 3, "b": 1})
-    first, second = (Order(seed, (1000, 1000), ("a", "b"), mixture) for mixture in (before, later))
+    first, second = (Order(seed, TWO_SOURCES, schedule.mixture()) for schedule in (before, later))
     rows = np.arange(640)
     old, new = first(rows), second(rows)
     border = -(-after // 32) * 32
@@ -125,9 +128,9 @@ def test_new_weights_leave_what_was_read_and_repeat_nothing(seed, after):
 
 
 def test_a_source_may_end_and_come_back():
-    mixture = Mixture.of({"a": 1, "b": 1}, 32).changed(32, {"a": 1, "b": 0})
-    mixture = mixture.changed(64, {"a": 0, "b": 1})
-    picks = Order(1, (100, 100), ("a", "b"), mixture)(np.arange(96))
+    schedule = Schedule.of({"a": 1, "b": 1}, 32).changed(32, {"a": 1, "b": 0})
+    schedule = schedule.changed(64, {"a": 0, "b": 1})
+    picks = Order(1, TWO_SOURCES, schedule.mixture())(np.arange(96))
     assert np.bincount(picks.source[32:64], minlength=2).tolist() == [32, 0]
     assert set(picks.source[64:].tolist()) == {1}
     own = picks.sample[picks.source == 1].tolist()
@@ -135,9 +138,9 @@ def test_a_source_may_end_and_come_back():
 
 
 def test_changes_out_of_order_are_refused():
-    mixture = Mixture.of({"a": 1, "b": 1}, 32).changed(64, {"a": 3, "b": 1})
+    schedule = Schedule.of({"a": 1, "b": 1}, 32).changed(64, {"a": 3, "b": 1})
     with pytest.raises(RecipeError, match="after row 40"):
-        mixture.changed(40, {"a": 1, "b": 1})
+        schedule.changed(40, {"a": 1, "b": 1})
 
 
 def test_skipped_rows_are_left_out_and_all_others_stay():

@@ -1,0 +1,109 @@
+"""A data set cut into rows: how many each shard has is known at once, which ones when asked."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.packing import Packer, PackingPlan, RowShape, ShardText, cached_plan
+from data_pipeline.packing.cache import cached_row_starts, keep_row_starts
+from data_pipeline.shards import ShardedDataset
+
+OPEN_PLANS = 128
+"""So many plans are held at once: one from the cache holds a map of its file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of a sequence in a row, in tokens."""
+
+    sequence: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSource:
+    """A data set cut into rows. Safe to ask from several threads.
+
+    Attributes:
+        data: the open shards.
+        packing: which pieces share a row.
+        shape: of a row.
+        row_starts: int64 [shards + 1]: first row of each shard, then their total.
+    """
+
+    data: ShardedDataset
+    packing: Packer
+    shape: RowShape
+    row_starts: NDArray[np.int64]
+    _cache: Path | None
+    _plans: "OrderedDict[int, PackingPlan]" = field(default_factory=OrderedDict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @classmethod
+    def open(
+        cls, data: ShardedDataset, packing: Packer, length: int, cache: Path | None
+    ) -> "PackedSource":
+        """Plan every shard, or look up in the cache how many rows each has.
+
+        Raises:
+            RecipeError: rows too short for the special tokens.
+            DataError: a shard that cannot be packed so.
+        """
+        tokenizer = data.manifest.tokenizer
+        before = len(tokenizer.prefix)
+        shape = RowShape(length, before + len(tokenizer.suffix), before)
+        starts = cached_row_starts(packing, shape, data.content, cache)
+        if starts is not None and len(starts) == len(data.shards) + 1:
+            return cls(data, packing, shape, starts, cache)
+        made = cls(data, packing, shape, np.zeros(1, np.int64), cache)
+        counts = [len(made.plan(number)) for number in range(len(data.shards))]
+        starts = np.cumsum([0, *counts], dtype=np.int64)
+        keep_row_starts(starts, packing, shape, data.content, cache)
+        return cls(data, packing, shape, starts, cache, made._plans)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self.row_starts[-1])
+
+    @property
+    def digest63(self) -> int:
+        """First 63 bits of the content digest: what randomness about its rows is keyed by."""
+        return int(self.data.content[:16], 16) >> 1
+
+    def plan(self, shard: int) -> PackingPlan:
+        """The rows of a shard; plans without a cache stay, as they are dear to make."""
+        with self._lock:
+            if shard in self._plans:
+                self._plans.move_to_end(shard)
+                return self._plans[shard]
+        opened = self.data.shards[shard]
+        text = ShardText(
+            opened.index.lengths,
+            partial(self.data.shard_annotations, shard),
+            f"{self.data.folder}/{opened.record.name}",
+        )
+        plan = cached_plan(self.packing, text, self.shape, opened.digest, self._cache)
+        with self._lock:
+            self._plans[shard] = plan
+            if self._cache is not None and len(self._plans) > OPEN_PLANS:
+                self._plans.popitem(last=False)
+        return plan
+
+    def shard_of(self, sample: int) -> int:
+        """The number of the shard that a row lies in."""
+        return int(np.searchsorted(self.row_starts, sample, "right")) - 1
+
+    def pieces(self, sample: int) -> list[Piece]:
+        """What stands in a row, in order; sequences are numbered through the data set."""
+        shard = self.shard_of(sample)
+        plan = self.plan(shard)
+        first, stop = plan.offsets[sample - self.row_starts[shard] :][:2]
+        begin = self.data.shards[shard].first
+        found = plan.pieces[first:stop].tolist()
+        return [Piece(begin + sequence, start, length) for sequence, start, length in found]

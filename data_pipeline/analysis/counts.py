@@ -40,12 +40,31 @@ class Counts:
 def merge(parts: Sequence[Counts]) -> Counts:
     """The counts of several parts together."""
     keys = np.concatenate([part.keys for part in parts])
-    known, inverse = np.unique(keys, return_inverse=True)
-    counts = np.zeros(len(known), np.int64)
-    np.add.at(counts, inverse, np.concatenate([part.counts for part in parts]))
-    firsts = np.full(len(known), np.iinfo(np.int64).max)
-    np.minimum.at(firsts, inverse, np.concatenate([part.firsts for part in parts]))
-    return Counts(known, counts, firsts)
+    # A stable sort merges what is in order already, which is far quicker than np.unique.
+    order = keys.argsort(kind="stable")
+    keys = keys[order]
+    begins = np.flatnonzero(_new(keys))
+    if not begins.size:
+        return parts[0]
+    counts = np.concatenate([part.counts for part in parts])[order]
+    firsts = np.concatenate([part.firsts for part in parts])[order]
+    return Counts(
+        keys[begins], np.add.reduceat(counts, begins), np.minimum.reduceat(firsts, begins)
+    )
+
+
+def union(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """All keys of two ascending arrays, ascending, each once."""
+    both = np.concatenate((first, second))
+    both.sort(kind="stable")
+    return both[_new(both)]
+
+
+def _new(keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Where ascending keys differ from the one before."""
+    new = np.ones(len(keys), np.bool_)
+    new[1:] = keys[1:] != keys[:-1]
+    return new
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +89,7 @@ class Comparison:
 
 def compare(first: Counts, second: Counts) -> Comparison:
     """Set two counts, neither of them empty, side by side."""
-    keys = np.union1d(first.keys, second.keys)
+    keys = union(first.keys, second.keys)
     shares = np.zeros((2, len(keys)))
     for row, side in zip(shares, (first, second), strict=True):
         row[np.searchsorted(keys, side.keys)] = side.counts / side.total

@@ -1,27 +1,47 @@
 """How far corpora lie apart before anything is trained: the numbers behind adapting to a domain.
 
 Vocabulary overlap as in Gururangan et al., "Don't Stop Pretraining" (2020), here of words as the
-tokenizer sees them; divergences of tokens and of pairs of tokens beside it.
+tokenizer sees them; beside it divergences of words and n-grams, the contexts of words, the long
+tail, and what the documents are about.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
+from configs.errors import DataError
 from configs.stage import StageConfig, StageContext
-from data_pipeline.analysis.corpus import CorpusCounts, count_halves, merge_corpora, word_tokens
+from data_pipeline.analysis.clusters import Clustered, Clusters, cluster
+from data_pipeline.analysis.context import (
+    Context,
+    Occurrences,
+    Shift,
+    collect,
+    describe_shift,
+    neighbours_that_differ,
+    shift,
+)
+from data_pipeline.analysis.corpus import MOST_NGRAMS, CorpusCounts, count_halves, merge_corpora
 from data_pipeline.analysis.counts import Comparison, compare
+from data_pipeline.analysis.describe import (
+    describe_corpus,
+    divergences,
+    matrices,
+    overlap,
+    unseen_words,
+)
+from data_pipeline.analysis.stretches import Reader
+from data_pipeline.analysis.vocabulary import Speller, Vocabulary
 from data_pipeline.shards import ShardedDataset, Verify
 from data_pipeline.tokenization import load_backend, tokenizer_sha256
 from data_pipeline.whole_file import write_whole
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Backend
 
 RESULTS = "results.json"
 
@@ -31,19 +51,35 @@ class GapStage(StageConfig):
 
     Attributes:
         corpora: name -> location of a shard folder.
-        tokenizer: location of the tokenizer that made them all; spells the distinctive words.
+        tokenizer: location of the tokenizer that made them all; spells the words.
         top: how many of the most frequent words the overlap is of.
         distinctive: how many words that set one corpus off from the other are listed.
+        ngrams: runs of up to so many tokens are compared.
+        rare: a word seen at most so often belongs to the long tail.
+        sample_tokens: about so many tokens of each corpus are counted at most, in documents drawn
+            from everywhere.
+        vocabulary: so many words, the most frequent over all corpora, name neighbours and
+            describe documents.
+        context: how the neighbours of words are compared; null: not at all.
+        clusters: how documents are clustered; null: not at all.
     """
+
+    VERSION: ClassVar[int] = 2
 
     kind: Literal["gap"] = "gap"
     corpora: dict[str, str] = Field(min_length=2)
     tokenizer: str
     top: int = Field(10_000, ge=1)
     distinctive: int = Field(15, ge=0)
+    ngrams: int = Field(MOST_NGRAMS, ge=1, le=MOST_NGRAMS)
+    rare: int = Field(5, ge=1)
+    sample_tokens: int = Field(20_000_000, ge=1)
+    vocabulary: int = Field(20_000, ge=1)
+    context: Context | None = Context()
+    clusters: Clusters | None = Clusters()
 
     def check(self, context: StageContext) -> None:
-        """Missing or damaged shards, and shards of another tokenizer."""
+        """Missing or damaged shards, shards of another tokenizer or without words."""
         locations = [self.tokenizer, *self.corpora.values()]
         for location in locations:
             if context.is_made(location):
@@ -53,20 +89,26 @@ class GapStage(StageConfig):
 
     def run(self, context: StageContext) -> str:
         """Measure; the fingerprint is the digest of ``results.json``."""
-        opened = self._open(context, verify="digests")
-        corpora = [_Corpus.count(name, data) for name, data in opened.items()]
+        readers = self._open(context, verify="digests")
         backend = load_backend(context.locate(self.tokenizer))
-        results = {
-            "kind": self.kind,
-            "tokenizer": corpora[0].data.manifest.tokenizer.sha256,
-            "corpora": {corpus.name: describe_corpus(corpus) for corpus in corpora},
-            "pairs": [self._pair(a, b, backend) for a, b in combinations(corpora, 2)],
-        }
-        content = (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode()
+        corpora = [_Corpus.count(name, reader, self) for name, reader in readers.items()]
+        speller = Speller([(one.reader.data, one.whole.words) for one in corpora], backend)
+        vocabulary = Vocabulary.of([one.whole.words for one in corpora], self.vocabulary)
+        measured = _Measured(
+            self,
+            corpora,
+            speller,
+            vocabulary,
+            _Contexts.of(corpora, self.context, speller, vocabulary) if self.context else None,
+            cluster([one.reader for one in corpora], vocabulary, self.clusters, context.seed)
+            if self.clusters
+            else None,
+        )
+        content = (json.dumps(measured.results(), indent=1, ensure_ascii=False) + "\n").encode()
         write_whole(context.folder / RESULTS, content)
         return hashlib.sha256(content).hexdigest()
 
-    def _open(self, context: StageContext, verify: Verify = "sizes") -> dict[str, ShardedDataset]:
+    def _open(self, context: StageContext, verify: Verify = "sizes") -> dict[str, Reader]:
         digest = tokenizer_sha256(context.locate(self.tokenizer))
         opened = {
             name: ShardedDataset.open(context.locate(location), verify)
@@ -74,38 +116,10 @@ class GapStage(StageConfig):
         }
         for data in opened.values():
             data.require_tokenizer(digest, self.tokenizer)
-        return opened
-
-    def _pair(self, first: "_Corpus", second: "_Corpus", backend: "Backend") -> dict[str, Any]:
-        words = compare(first.whole.words, second.whole.words)
         return {
-            "corpora": [first.name, second.name],
-            "vocabulary_overlap": overlap(first.whole, second.whole, self.top),
-            "divergence": divergences(first.whole, second.whole),
-            "distinctive_words": {
-                corpus.name: self._distinctive(words, side, corpus, backend)
-                for side, corpus in enumerate((first, second))
-            },
+            name: Reader.limited(data, self.sample_tokens, context.seed)
+            for name, data in opened.items()
         }
-
-    def _distinctive(
-        self, words: Comparison, side: int, corpus: "_Corpus", backend: "Backend"
-    ) -> list[dict[str, Any]]:
-        """Words, not signs, that add most to the divergence from this side, with both rates."""
-        own = corpus.whole.words
-        more = words.shares[side] > words.shares[1 - side]
-        ranked = (-words.contributions[side]).argsort(kind="stable")
-        rows: list[dict[str, Any]] = []
-        for at in ranked[more[ranked]].tolist():
-            if len(rows) == self.distinctive:
-                break
-            place = int(own.firsts[own.keys.searchsorted(words.keys[at])])
-            word = backend.decode(word_tokens(corpus.data, place), skip_special_tokens=False)
-            if any(map(str.isalpha, word)):
-                here, there = (words.shares[[side, 1 - side], at] * 1e6).round(2).tolist()
-                row = {"word": word.strip(), "per_million_words": here, "in_the_other": there}
-                rows.append(row)
-        return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,57 +127,165 @@ class _Corpus:
     """A corpus with its counts, by halves and whole."""
 
     name: str
-    data: ShardedDataset
+    reader: Reader
     halves: tuple[CorpusCounts, CorpusCounts]
     whole: CorpusCounts
 
     @classmethod
-    def count(cls, name: str, data: ShardedDataset) -> "_Corpus":
-        halves = count_halves(data)
-        return cls(name, data, halves, merge_corpora(list(halves)))
+    def count(cls, name: str, reader: Reader, stage: GapStage) -> "_Corpus":
+        halves = count_halves(reader, stage.ngrams)
+        whole = merge_corpora(list(halves))
+        if not whole.tokens.total:
+            msg = (
+                f"{reader.data.folder}: none of its {len(reader.data):,} documents was drawn into "
+                f"a sample of {stage.sample_tokens:,} tokens; raise sample_tokens"
+            )
+            raise DataError(msg)
+        return cls(name, reader, halves, whole)
 
 
-def describe_corpus(corpus: _Corpus) -> dict[str, Any]:
-    """Size, fertility and unknown rate, and how far the corpus's own two halves lie apart."""
-    whole = corpus.whole
-    tokens, words = whole.tokens.total, whole.words.total
-    return {
-        "fingerprint": corpus.data.fingerprint,
-        "documents": whole.documents,
-        "tokens": tokens,
-        "words": words,
-        "distinct_words": len(whole.words.keys),
-        "tokens_a_document": round(tokens / whole.documents, 2),
-        "fertility": round(tokens / words, 4),
-        "unknown_rate": _unknown_rate(whole, corpus.data.manifest.tokenizer.special),
-        # What chance alone gives at half the size: a gap below it says nothing.
-        "divergence_of_halves": divergences(*corpus.halves),
-    }
+@dataclass(frozen=True, slots=True)
+class _Contexts:
+    """Which words are compared in each pair, and where they stand in each corpus."""
+
+    settings: Context
+    chosen: dict[tuple[str, str], NDArray[np.uint64]]
+    occurrences: dict[str, tuple[Occurrences, Occurrences]]
+
+    @classmethod
+    def of(
+        cls,
+        corpora: Sequence[_Corpus],
+        settings: Context,
+        speller: Speller,
+        vocabulary: Vocabulary,
+    ) -> "_Contexts":
+        chosen = {
+            (a.name, b.name): settings.choose(a.halves, b.halves, speller)
+            for a, b in combinations(corpora, 2)
+        }
+        words = np.unique(np.concatenate(list(chosen.values())))
+        occurrences = {
+            one.name: collect(one.reader, one.halves, words, vocabulary, settings)
+            for one in corpora
+        }
+        return cls(settings, chosen, occurrences)
+
+    def shift(self, first: _Corpus, second: _Corpus) -> Shift:
+        words = self.chosen[first.name, second.name]
+        weights = np.zeros(len(words))
+        for counts in (first.whole.words, second.whole.words):
+            weights += counts.counts[counts.keys.searchsorted(words)] / counts.total
+        sides = self.occurrences[first.name], self.occurrences[second.name]
+        return shift(*sides, words, weights, self.settings)
 
 
-def overlap(first: CorpusCounts, second: CorpusCounts, top: int) -> dict[str, Any]:
-    """Share of the ``top`` most frequent words that both have, or of as many as both have words."""
-    number = min(top, len(first.words.keys), len(second.words.keys))
-    common = set(first.words.most_frequent(number).tolist())
-    common &= set(second.words.most_frequent(number).tolist())
-    return {"top": number, "share": round(len(common) / number, 4)}
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """All that was measured, to be put into ``results.json``."""
 
+    stage: GapStage
+    corpora: Sequence[_Corpus]
+    speller: Speller
+    vocabulary: Vocabulary
+    contexts: _Contexts | None
+    clustered: Clustered | None
 
-def divergences(first: CorpusCounts, second: CorpusCounts) -> dict[str, float | None]:
-    """Jensen-Shannon divergences in bits; None where one side has nothing to compare."""
-    return {
-        name: round(compare(a, b).divergence, 6) if len(a.keys) and len(b.keys) else None
-        for name, a, b in (
-            ("tokens", first.tokens, second.tokens),
-            ("pairs", first.pairs, second.pairs),
-            ("words", first.words, second.words),
-        )
-    }
+    def results(self) -> dict[str, Any]:
+        names = [corpus.name for corpus in self.corpora]
+        described = {corpus.name: self._corpus(at) for at, corpus in enumerate(self.corpora)}
+        pairs = [self._pair(a, b) for a, b in combinations(range(len(names)), 2)]
+        clusters = None
+        if self.clustered is not None and self.stage.clusters is not None:
+            words = self.stage.clusters.words
+            clusters = {
+                "documents": dict(zip(names, self.clustered.documents, strict=True)),
+                "clusters": self.clustered.describe(names, self.vocabulary, self.speller, words),
+            }
+        return {
+            "kind": self.stage.kind,
+            "tokenizer": self.corpora[0].reader.data.manifest.tokenizer.sha256,
+            "limits": {
+                "sample_tokens": self.stage.sample_tokens,
+                "vocabulary": len(self.vocabulary),
+                "context": self.stage.context.model_dump() if self.stage.context else None,
+                "clusters": self.stage.clusters.model_dump() if self.stage.clusters else None,
+            },
+            "corpora": described,
+            "pairs": pairs,
+            "clusters": clusters,
+            "matrices": matrices(described, pairs),
+        }
 
+    def _corpus(self, at: int) -> dict[str, Any]:
+        corpus = self.corpora[at]
+        described = describe_corpus(corpus.reader, corpus.whole, corpus.halves, self.stage.rare)
+        described["balance"] = self.clustered.balance(at) if self.clustered else None
+        return described
 
-def _unknown_rate(corpus: CorpusCounts, special: Mapping[str, int]) -> float | None:
-    """Share of unknown tokens; None for a tokenizer that knows no such token."""
-    if "unk" not in special:
-        return None
-    unknown = corpus.tokens.counts[corpus.tokens.keys == special["unk"]].sum()
-    return round(float(unknown) / corpus.tokens.total, 6)
+    def _pair(self, a: int, b: int) -> dict[str, Any]:
+        first, second = self.corpora[a], self.corpora[b]
+        words = compare(first.whole.words, second.whole.words)
+        names = [first.name, second.name]
+        return {
+            "corpora": names,
+            "vocabulary_overlap": overlap(first.whole, second.whole, self.stage.top),
+            "divergence": divergences(first.whole, second.whole),
+            "unseen": {
+                first.name: unseen_words(first.whole, second.whole),
+                second.name: unseen_words(second.whole, first.whole),
+            },
+            "context": self._context(first, second),
+            "coverage": self._coverage(a, b),
+            "distinctive_words": {
+                corpus.name: self._distinctive(words, side)
+                for side, corpus in enumerate((first, second))
+            },
+        }
+
+    def _coverage(self, a: int, b: int) -> dict[str, Any] | None:
+        clustered = self.clustered
+        if clustered is None:
+            return None
+        names = self.corpora[a].name, self.corpora[b].name
+        return {
+            "common": clustered.common(a, b),
+            "covered": {names[0]: clustered.covered(a, b), names[1]: clustered.covered(b, a)},
+        }
+
+    def _context(self, first: _Corpus, second: _Corpus) -> dict[str, Any] | None:
+        contexts = self.contexts
+        if contexts is None:
+            return None
+        found = contexts.shift(first, second)
+        order = (-found.excess).argsort(kind="stable")[: contexts.settings.listed]
+        return describe_shift(found, contexts.settings) | {
+            "most_shifted": [self._shifted(found, at, first, second) for at in order.tolist()]
+        }
+
+    def _shifted(self, found: Shift, at: int, first: _Corpus, second: _Corpus) -> dict[str, Any]:
+        contexts, word = self.contexts, found.words[at]
+        assert contexts is not None
+        sides = contexts.occurrences[first.name], contexts.occurrences[second.name]
+        here, there = neighbours_that_differ(*sides, word, self.vocabulary, self.speller)
+        return {
+            "word": self.speller.spell(int(word)),
+            "shift": round(float(found.excess[at]), 4),
+            "across": round(float(found.across[at]), 4),
+            "within": round(float(found.within[at]), 4),
+            "neighbours": {first.name: here, second.name: there},
+        }
+
+    def _distinctive(self, words: Comparison, side: int) -> list[dict[str, Any]]:
+        """Words, not signs, that add most to the divergence from this side, with both rates."""
+        more = words.shares[side] > words.shares[1 - side]
+        ranked = (-words.contributions[side]).argsort(kind="stable")
+        rows: list[dict[str, Any]] = []
+        for at in ranked[more[ranked]].tolist():
+            if len(rows) == self.stage.distinctive:
+                break
+            word = self.speller.spell(int(words.keys[at]))
+            if any(map(str.isalpha, word)):
+                here, there = (words.shares[[side, 1 - side], at] * 1e6).round(2).tolist()
+                rows.append({"word": word, "per_million_words": here, "in_the_other": there})
+        return rows

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from configs.stage import Artifact, StageContext
 from data_pipeline.analysis.corpus import count_halves, merge_corpora, word_tokens
 from data_pipeline.analysis.counts import Counts, compare, merge
 from data_pipeline.analysis.domain_gap import GapStage
+from data_pipeline.analysis.stretches import Reader
 from data_pipeline.example import WORD_START
 from data_pipeline.shards import ShardedDataset, ShardWriter, TokenizerRecord
 from data_pipeline.tokenization import tokenizer_record
@@ -59,7 +61,7 @@ def counts_of(values):
 @settings(max_examples=25, deadline=None)
 def test_counts_are_those_of_plain_counting(tmp_path_factory, documents, stretch, shard_tokens):
     data = write(tmp_path_factory.mktemp("shards"), documents, shard_tokens=shard_tokens)
-    halves = count_halves(data, stretch)
+    halves = count_halves(Reader(data), 3, stretch)
     for half, found in enumerate(halves):
         own = documents[half::2]
         flat = [[t for word in words for t in word] for words in own]
@@ -69,9 +71,10 @@ def test_counts_are_those_of_plain_counting(tmp_path_factory, documents, stretch
             tokens
         )
         pairs = Counter((a << 32) + b for ids in flat for a, b in pairwise(ids))
-        assert dict(zip(found.pairs.keys.tolist(), found.pairs.counts.tolist(), strict=True)) == (
-            pairs
-        )
+        counted = found.ngrams[1]
+        assert dict(zip(counted.keys.tolist(), counted.counts.tolist(), strict=True)) == pairs
+        triples = Counter(run for ids in flat for run in zip(ids, ids[1:], ids[2:], strict=False))
+        assert sorted(found.ngrams[2].counts.tolist()) == sorted(triples.values())
         words = Counter(tuple(word) for words in own for word in words)
         spelled = {
             tuple(word_tokens(data, place)): count
@@ -174,8 +177,13 @@ def test_the_stage_writes_what_it_measured(context):
 
 
 def test_settings_are_honoured(context):
-    stage(top=1, distinctive=1).run(context)
-    (pair,) = json.loads((context.folder / "results.json").read_text())["pairs"]
+    stage(top=1, distinctive=1, ngrams=1, context=None, clusters=None).run(context)
+    results = json.loads((context.folder / "results.json").read_text())
+    (pair,) = results["pairs"]
+    assert list(pair["divergence"]) == ["words", "tokens"]
+    assert pair["context"] is pair["coverage"] is results["clusters"] is None
+    assert results["corpora"]["general"]["balance"] is None
+    assert "context_shift" not in results["matrices"]["measures"]
     assert pair["vocabulary_overlap"]["top"] == 1
     assert [len(words) for words in pair["distinctive_words"].values()] == [1, 1]
 
@@ -185,7 +193,8 @@ def test_a_corpus_of_one_document_has_no_second_half(context, tokenizer, tmp_pat
     stage(corpora={"one": str(tmp_path / "single"), "two": "stage:prepare/domain"}).run(context)
     results = json.loads((context.folder / "results.json").read_text())
     halves = results["corpora"]["one"]["divergence_of_halves"]
-    assert halves == {"tokens": None, "pairs": None, "words": None}
+    assert halves == dict.fromkeys(("words", "tokens", "pairs", "triples"))
+    assert results["corpora"]["one"]["unseen_of_halves"] is None
 
 
 def test_shards_of_another_tokenizer_are_refused(context, tmp_path):
@@ -194,6 +203,58 @@ def test_shards_of_another_tokenizer_are_refused(context, tmp_path):
     with pytest.raises(DataError, match="strange: made by tokenizer tiny"):
         given.check(context)
     assert not (context.folder / "results.json").exists()
+
+
+def test_shards_without_words_are_refused(context):
+    bare = ShardedDataset.open(context.locate("stage:prepare/domain"))
+    manifest = bare.manifest.model_copy(update={"annotations": {}})
+    adopted = replace(bare, manifest=manifest)
+    with pytest.raises(DataError, match=r"no word starts .*prepare the corpus from its text"):
+        Reader.limited(adopted, 100, 1)
+
+
+def test_a_sample_is_fixed_and_of_whole_documents(tmp_path):
+    documents = [[[number % 7]] * (1 + number % 3) for number in range(400)]
+    data = write(tmp_path / "shards", documents, shard_tokens=120)
+    reader = Reader.limited(data, 400, seed=3)
+    parts = list(reader.stretches(50))
+    numbers = np.concatenate([part.numbers for part in parts])
+    assert 120 < len(numbers) < 280
+    assert sorted(set(numbers.tolist())) == numbers.tolist()
+    whole = list(reader.stretches(10_000))
+    assert np.array_equal(np.concatenate([part.numbers for part in whole]), numbers)
+    tokens = [token for part in parts for token in part.tokens.tolist()]
+    assert tokens == [word[0] for number in numbers.tolist() for word in documents[number]]
+    flat = [word[0] for document in documents for word in document]
+    assert tokens == [flat[at] for part in parts for at in part.places.tolist()]
+    other = Reader.limited(data, 400, seed=4)
+    assert [part.numbers.tolist() for part in other.stretches()] != [
+        part.numbers.tolist() for part in whole
+    ]
+    none = Reader.limited(data, 10_000, seed=3)
+    assert sum(len(part.numbers) for part in none.stretches()) == 400
+
+
+def test_a_sample_of_nothing_is_refused(context):
+    with pytest.raises(DataError, match="raise sample_tokens"):
+        stage(sample_tokens=1).run(context)
+
+
+def test_measures_stand_in_tables_over_all_pairs(context):
+    stage().run(context)
+    results = json.loads((context.folder / "results.json").read_text())
+    (pair,) = results["pairs"]
+    found = results["matrices"]
+    assert found["corpora"] == ["general", "domain"]
+    measures = found["measures"]
+    words = pair["divergence"]["words"]
+    halves = [one["divergence_of_halves"]["words"] for one in results["corpora"].values()]
+    assert measures["divergence_words"] == [[halves[0], words], [words, halves[1]]]
+    # general: the cat sat; domain: the genes [UNK] . cell
+    assert pair["unseen"]["general"] == {"words": round(2 / 3, 6), "tokens": round(5 / 9, 6)}
+    assert measures["unseen_words"][0][1] == round(2 / 3, 6)
+    assert measures["unseen_words"][1][0] == round(4 / 5, 6)
+    assert measures["covered"][0][0] == 1
 
 
 def test_a_flipped_bit_is_found_before_anything_is_measured(context):

@@ -21,7 +21,8 @@ from pydantic import Field
 
 from configs.errors import DataError
 from data_pipeline.example import Document
-from data_pipeline.sources.source import DocumentSource, Locate, Part, Rejected, SourceFile
+from data_pipeline.sources.files import SourceFile
+from data_pipeline.sources.source import DocumentSource, Locate, Part, Rejected
 
 STDLIB = "stdlib"
 SKIPPED_FOLDERS = frozenset({"test", "tests", "site-packages", "dist-packages", "__pycache__"})
@@ -145,7 +146,7 @@ def _shares(package: str, files: Sequence[SourceFile]) -> Iterator[Part]:
     size = 0
     for file in files:
         share.append(file)
-        size += file.path.stat().st_size
+        size += file.size() or 0
         if size >= PART_BYTES:
             yield DocstringsPart(package, tuple(share))
             share, size = [], 0
@@ -154,13 +155,13 @@ def _shares(package: str, files: Sequence[SourceFile]) -> Iterator[Part]:
 
 
 def _docstrings(package: str, file: SourceFile) -> Iterator[Document | Rejected]:
+    with file.open() as stream:
+        code = stream.read()
     try:
         with _quick_parsing():
-            tree = ast.parse(file.path.read_bytes())
+            tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        yield Rejected(
-            str(file.path), f"not parsed by this Python: {type(error).__name__}: {error}"
-        )
+        yield Rejected(str(file), f"not parsed by this Python: {type(error).__name__}: {error}")
         return
     module = _module_name(package, file)
     below = module.split(".")[0 if package == STDLIB else 1 :]

@@ -5,14 +5,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from pydantic import Field
 
 from configs.errors import DataError
 from configs.schema import Config
 from data_pipeline.example import Document
+from data_pipeline.sources.files import SourceFile
 
 Locate = Callable[[str], Path]
 """A location in a recipe (a path, or ``stage:NAME/rest``) -> the path behind it; DataError."""
+
+MaxRejected = (
+    Annotated[int, Field(strict=True, ge=0)] | Annotated[float, Field(strict=True, ge=0, lt=1)]
+)
+"""How many rejected records are borne (an integer), or which share of all records (below 1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +45,14 @@ class Part(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SourceFile:
-    """A file of a source, and the name it has there whatever machine it lies on."""
+class JoinedPart:
+    """Small parts that are read one behind the other, so that a million files are few tasks."""
 
-    path: Path
-    name: str
+    parts: tuple[Part, ...]
+
+    def read(self) -> Iterator[Document | Rejected]:
+        for part in self.parts:
+            yield from part.read()
 
 
 class DocumentSource(Config, ABC):
@@ -49,8 +60,13 @@ class DocumentSource(Config, ABC):
 
     @property
     def rejected_at_most(self) -> int | None:
-        """How many rejected documents are borne; None: any number."""
+        """How many rejected documents are borne; None: any number, but see the share."""
         return 0
+
+    @property
+    def rejected_share(self) -> float | None:
+        """Which share of all records may be rejected ones; None: no share is set."""
+        return None
 
     @property
     def locations(self) -> Sequence[str]:
@@ -64,9 +80,9 @@ class DocumentSource(Config, ABC):
     def check(self, locate: Locate) -> None:
         """DataError when there is nothing to read, as far as that is told quickly."""
         files = self.files(locate)
-        if not any(file.path.stat().st_size for file in files):
+        if all(file.size() == 0 for file in files):
             also = f" and {len(files) - 1} more files" if len(files) > 1 else ""
-            msg = f"{files[0].path}{also}: empty; a corpus needs at least one document"
+            msg = f"{files[0]}{also}: empty; a corpus needs at least one document"
             raise DataError(msg)
 
     @abstractmethod
@@ -74,43 +90,63 @@ class DocumentSource(Config, ABC):
         """Its documents in shares that several processes can read at once."""
 
     def documents(self, locate: Locate) -> Iterator[Document]:
-        """All its documents, in order; DataError at the first rejected one too many."""
-        rejected = 0
+        """All its documents, in order; DataError when too much was rejected."""
+        read = rejected = 0
+        last = None
         for part in self.parts(locate):
             for item in part.read():
+                read += 1
                 if isinstance(item, Document):
                     yield item
                 else:
-                    rejected += 1
+                    rejected, last = rejected + 1, item
                     self.bear(rejected, item)
+        if last is not None:
+            self.bear(rejected, last, read)
 
-    def bear(self, rejected: int, last: Rejected) -> None:
-        """DataError when so many rejected documents are too many; the message names the last."""
-        most = self.rejected_at_most
+    def bear(self, rejected: int, last: Rejected, read: int | None = None) -> None:
+        """DataError when so much rejected is too much; the message names the last.
+
+        Args:
+            rejected: how many were rejected so far.
+            last: the last of them.
+            read: how many records the whole source has, good and rejected; None as long as that
+                is not known. A share is compared only then, a count always.
+        """
+        most, share = self.rejected_at_most, self.rejected_share
         if most is not None and rejected > most:
             budget = f" (the {rejected}th rejected; max_rejected is {most})" if most else ""
-            msg = f"{last.where}: {last.reason}{budget}; repair it, or raise max_rejected"
-            raise DataError(msg)
+        elif share is not None and read is not None and rejected > share * read:
+            budget = f" (the last of {rejected} rejected among {read}; max_rejected is {share})"
+        else:
+            return
+        msg = f"{last.where}: {last.reason}{budget}; repair it, or raise max_rejected"
+        raise DataError(msg)
 
     def digest(self, locate: Locate) -> str:
-        """Hex sha256 over names and contents of all its files."""
+        """Hex sha256 over the digests of all its files, in order."""
         total = hashlib.sha256()
         for file in self.files(locate):
-            with file.path.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            total.update(f"{file.name}\x00{content}\n".encode())
+            total.update(f"{file.digest()}\n".encode())
         return total.hexdigest()
 
 
-def files_below(path: Path, suffixes: Sequence[str]) -> list[SourceFile]:
-    """``path`` itself, or all files below it that end in one of ``suffixes``, by name."""
-    if path.is_file():
-        if path.name.endswith(tuple(suffixes)):
-            return [SourceFile(path, path.name)]
-        msg = f"{path}: expected a file ending in {', '.join(suffixes)}"
-        raise DataError(msg)
-    found = sorted(p for p in path.rglob("*") if p.name.endswith(tuple(suffixes)) and p.is_file())
-    if not found:
-        msg = f"{path}: no file ending in {', '.join(suffixes)} below it"
-        raise DataError(msg)
-    return [SourceFile(p, p.relative_to(path).as_posix()) for p in found]
+class LimitedSource(DocumentSource, ABC):
+    """A source whose user says how much of it may be malformed.
+
+    Attributes:
+        max_rejected: so many malformed records are left out and listed, one more is an error;
+            below 1 and with a decimal point, a share of all records (``0.001``).
+    """
+
+    max_rejected: MaxRejected = 0
+
+    @property
+    def rejected_at_most(self) -> int | None:
+        most = self.max_rejected
+        return most if isinstance(most, int) else None
+
+    @property
+    def rejected_share(self) -> float | None:
+        most = self.max_rejected
+        return most if isinstance(most, float) else None

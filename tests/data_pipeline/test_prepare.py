@@ -168,8 +168,8 @@ def test_manifests_tell_where_everything_comes_from(files, tmp_path):
 @pytest.mark.processes
 def test_the_number_of_processes_changes_nothing(files, tmp_path, monkeypatch):
     one, two = tmp_path / "one", tmp_path / "two"
-    monkeypatch.setattr("data_pipeline.sources.jsonl.PART_BYTES", 1000)
-    monkeypatch.setattr("data_pipeline.sources.jsonl.BLOCK", 700)
+    monkeypatch.setattr("data_pipeline.sources.lines.PART_BYTES", 1000)
+    monkeypatch.setattr("data_pipeline.sources.lines.BLOCK", 700)
     assert recipe(files, processes=1).run(context(one)) == recipe(files, processes=2).run(
         context(two)
     )

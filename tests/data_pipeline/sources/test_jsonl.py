@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 
 from configs.errors import DataError
 from data_pipeline.example import Document
-from data_pipeline.sources import JsonlSource, Rejected, Source, jsonl
+from data_pipeline.sources import JsonlSource, Rejected, Source
+from data_pipeline.sources import lines as lines_module
 
 GOOD = [{"id": i, "text": f"text {i} – ü", "group": f"g{i % 3}"} for i in range(20)]
 
@@ -69,8 +70,8 @@ def test_parts_share_a_file_without_loss_or_repetition(tmp_path_factory, sizes, 
     rows = [{"text": f"{i}:" + "x" * size} for i, size in enumerate(sizes)]
     path.write_bytes(lines(rows).rstrip(b"\n") + end)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonl, "PART_BYTES", part)
-        patch.setattr(jsonl, "BLOCK", block)
+        patch.setattr(lines_module, "PART_BYTES", part)
+        patch.setattr(lines_module, "BLOCK", block)
         parts = source(path).parts(Path)
     found = list(chain.from_iterable(p.read() for p in parts))
     assert [d.text for d in found] == [row["text"] for row in rows]

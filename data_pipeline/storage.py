@@ -39,6 +39,8 @@ __all__ = [
 
 BLOCK = 8 << 20
 """Bytes a request."""
+WRONG_BYTES = 5
+"""Attempts at a file that arrives whole, but is not the one expected."""
 _VERSIONS = ("ETag", "etag", "e_tag", "md5Hash", "checksum", "blob_id", "last_commit",
              "Last-Modified", "LastModified", "mtime", "updated", "created")  # fmt: skip
 
@@ -115,31 +117,35 @@ def fetch(
     target: Path,
     size: int | None = None,
     sha256: str | None = None,
-    patience: Patience | None = None,
+    until: float | None = None,
 ) -> None:
     """Copy a remote file; ``target`` appears once all of it is there, checked and on the disk.
+
+    A broken connection is taken up where it broke, until the deadline; other bytes than expected
+    are fetched afresh, ``WRONG_BYTES`` times at most.
 
     Args:
         url: of the file.
         target: where it goes; its folder exists.
         size: in bytes, as it must be; None: whatever the store says.
         sha256: hex digest, as it must be; None: not checked.
-        patience: None: what the environment says.
+        until: a deadline that was set earlier, by ``time.monotonic``; None:
+            ONWARD_REMOTE_DEADLINE from now.
 
     Raises:
         DataError: not to be had by the deadline, or other bytes than expected each time.
         ResourceError: the disk is full, or the folder cannot be written to.
     """
-    patience = patience or Patience.from_environment()
-    begun, until = time.monotonic(), patience.until()
+    patience = Patience.from_environment()
+    begun, until = time.monotonic(), until or patience.until()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         for attempt in count(1):
-            found = _copy(url, temporary, patience, until)
+            found = _copy(url, temporary, size, patience, until)
             if found.matches(size, sha256):
                 break
             wait = patience.wait(attempt)
-            if time.monotonic() + wait >= until:
+            if attempt == WRONG_BYTES or time.monotonic() + wait >= until:
                 wrong = found.mismatch(size, sha256)
                 raise given_up(url, wrong, attempt, time.monotonic() - begun)
             time.sleep(wait)
@@ -154,21 +160,25 @@ class _Copied:
     """What a copy turned out to be."""
 
     bytes: int
-    sha256: str
+    sha256: str | None
 
     def matches(self, size: int | None, sha256: str | None) -> bool:
         return size in {None, self.bytes} and sha256 in {None, self.sha256}
 
     def mismatch(self, size: int | None, sha256: str | None) -> DataError:
-        return DataError(
-            f"{self.bytes} bytes with sha256 {self.sha256}, expected "
-            f"{'any number of' if size is None else size} bytes with sha256 {sha256}"
+        found, expected = (
+            f"{'any number of' if count is None else count} bytes"
+            + (f" with sha256 {digest}" if digest else "")
+            for count, digest in ((self.bytes, self.sha256), (size, sha256))
         )
+        return DataError(f"{found}, expected {expected}")
 
 
-def _copy(url: str, path: Path, patience: Patience, until: float) -> _Copied:
+def _copy(url: str, path: Path, size: int | None, patience: Patience, until: float) -> _Copied:
     total, digest = 0, hashlib.sha256()
     with _RemoteStream(url, patience, until) as source:
+        if source.size is not None and size not in {None, source.size}:
+            return _Copied(source.size, None)
         with _writing(path):
             sink = path.open("wb")
         with sink:
@@ -212,6 +222,11 @@ class _RemoteStream(io.RawIOBase):
         self._file: Any = None
         # An error for a file that is not there belongs to the opening.
         self._known = persist(url, lambda: _remote_file(url), patience, until)
+
+    @property
+    def size(self) -> int | None:
+        """Its size, if the store tells."""
+        return self._known.bytes
 
     def readable(self) -> bool:
         return True

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import RecipeError
+from configs.places import cache_folder
 
 PROJECT = Path(__file__).resolve().parent.parent
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -94,12 +95,6 @@ def visible_gpus(environment: Mapping[str, str]) -> list[int] | None:
 def default_processes() -> int:
     """One a GPU; without GPUs two, or one on a single core."""
     return gpus() or min(2, cores())
-
-
-def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where built things are kept: ONWARD_CACHE, or ~/.cache/onward."""
-    given = environment.get("ONWARD_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "onward"
 
 
 def extensions_folder(environment: Mapping[str, str] = os.environ) -> Path:

@@ -6,7 +6,6 @@ Dtype codes 6 to 8 differ between Megatron (8 = uint16) and DeepSpeed's copy of 
 
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +46,11 @@ class Index:
     starts: NDArray[np.int64]
     documents: NDArray[np.int64]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole ``.bin``."""
+        return int(self.starts[-1]) + int(self.lengths[-1]) if self.lengths.size else 0
+
 
 def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
     """The smallest of Megatron's two dtypes that holds every id of the vocabulary."""
@@ -71,14 +75,20 @@ def index_bytes(
     )
 
 
-def read_index(path: Path) -> Index:
-    """Read and check an ``.idx`` file; DataError naming it when it contradicts itself."""
-    content = path.read_bytes()
-    dtype, sequences, documents = _read_header(path, content)
+def parse_index(content: bytes, name: str) -> Index:
+    """Check what an ``.idx`` file holds; DataError, with the name given, if it contradicts itself.
+
+    Sequences and documents without a token, which other writers make, are left out: nothing can
+    be read from them.
+    """
+    dtype, sequences, documents = _parse_header(content, name)
     expected = HEADER.size + sequences * (4 + 8) + documents * 8
+    if len(content) == expected + sequences:
+        msg = f"{name}: it holds a mode of each sequence (multimodal data), which is not read"
+        raise DataError(msg)
     if len(content) != expected:
         msg = (
-            f"{path}: {len(content)} bytes, but {sequences} sequences and {documents - 1} "
+            f"{name}: {len(content)} bytes, but {sequences} sequences and {documents - 1} "
             f"documents take {expected}; make the shards again"
         )
         raise DataError(msg)
@@ -87,25 +97,35 @@ def read_index(path: Path) -> Index:
     marks = np.frombuffer(content, "<i8", documents, HEADER.size + 12 * sequences)
     starts = np.zeros(sequences, np.int64)
     np.cumsum(lengths[:-1], dtype=np.int64, out=starts[1:])
-    if (lengths < 1).any() or not np.array_equal(starts * dtype.itemsize, pointers):
-        msg = f"{path}: its pointers do not match its sequence lengths; make the shards again"
+    if (lengths < 0).any() or not np.array_equal(starts * dtype.itemsize, pointers):
+        msg = f"{name}: its pointers do not match its sequence lengths; make the shards again"
         raise DataError(msg)
-    if marks[0] != 0 or marks[-1] != sequences or (np.diff(marks) < 1).any():
-        msg = f"{path}: its documents do not cover its {sequences} sequences; make the shards again"
+    if marks[0] != 0 or marks[-1] != sequences or (np.diff(marks) < 0).any():
+        msg = f"{name}: its documents do not cover its {sequences} sequences; make the shards again"
         raise DataError(msg)
-    return Index(dtype, lengths, starts, marks)
+    return _without_empty(Index(dtype, lengths, starts, marks))
 
 
-def _read_header(path: Path, content: bytes) -> tuple[np.dtype[Any], int, int]:
+def _without_empty(index: Index) -> Index:
+    held = index.lengths > 0
+    if held.all() and (np.diff(index.documents) > 0).all():
+        return index
+    before = np.concatenate(([0], np.cumsum(held, dtype=np.int64)))
+    return Index(
+        index.dtype, index.lengths[held], index.starts[held], np.unique(before[index.documents])
+    )
+
+
+def _parse_header(content: bytes, name: str) -> tuple[np.dtype[Any], int, int]:
     """Dtype, number of sequences, number of document marks (documents + 1)."""
     if len(content) < HEADER.size or not content.startswith(MAGIC):
-        msg = f"{path}: not an MMIDIDX index (it opens with {content[:9]!r})"
+        msg = f"{name}: not an MMIDIDX index (it opens with {content[:9]!r})"
         raise DataError(msg)
     _, version, code, sequences, documents = HEADER.unpack_from(content)
     if version != INDEX_VERSION or code not in DTYPE_CODES:
-        msg = f"{path}: index version {version}, dtype code {code}; expected version 1, code 1-8"
+        msg = f"{name}: index version {version}, dtype code {code}; expected version 1, code 1-8"
         raise DataError(msg)
     if sequences < 1 or documents < 2:
-        msg = f"{path}: {sequences} sequences and {documents} document marks; expected some of each"
+        msg = f"{name}: {sequences} sequences and {documents} document marks; expected some of each"
         raise DataError(msg)
     return DTYPE_CODES[code], sequences, documents

@@ -3,9 +3,9 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from configs.errors import DataError
 from configs.schema import Config
@@ -14,6 +14,8 @@ FILE = "manifest.json"
 Suffix = Literal[".bin", ".idx", ".ann"]
 SUFFIXES: tuple[Suffix, ...] = (".bin", ".idx", ".ann")
 LEGEND = {"0": "word start", "1": "sentence start"}
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.+=@-]*$"
+"""What a shard may be called; the name stands in paths and in URLs."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -28,6 +30,8 @@ class TokenizerRecord(Config):
         special: ids by role: mask, pad, cls, sep, unk, bos, eos; roles it lacks are absent.
         prefix: ids that belong before a document; the shards do not hold them.
         suffix: ids that belong after a document; the shards do not hold them.
+        words: how Chinese words were found for the annotations: ``characters`` (each by itself),
+            or the segmenter and its version.
     """
 
     name: str
@@ -36,6 +40,7 @@ class TokenizerRecord(Config):
     special: dict[str, int]
     prefix: list[int]
     suffix: list[int]
+    words: str = "characters"
 
 
 class FileRecord(Config):
@@ -46,19 +51,25 @@ class FileRecord(Config):
 
 
 class ShardRecord(Config):
-    """One shard: ``name.bin``, ``name.idx`` and ``name.ann``."""
+    """One shard: ``name.bin``, ``name.idx`` and, where there are annotations, ``name.ann``.
+
+    Attributes:
+        sequences: that hold a token.
+        documents: that hold a token.
+    """
 
     # A bare name: a manifest must not be able to point outside its folder.
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    sequences: int
-    documents: int
-    tokens: int
+    name: str = Field(pattern=NAME)
+    sequences: int = Field(ge=1)
+    documents: int = Field(ge=1)
+    tokens: int = Field(ge=1)
     files: dict[Suffix, FileRecord]
 
     @property
     def digest(self) -> str:
-        """Hex digest of the three files together."""
-        joined = " ".join(f"{suffix}={self.files[suffix].sha256}" for suffix in SUFFIXES)
+        """Hex digest of its files together."""
+        there = [suffix for suffix in SUFFIXES if suffix in self.files]
+        joined = " ".join(f"{suffix}={self.files[suffix].sha256}" for suffix in there)
         return hashlib.sha256(joined.encode()).hexdigest()
 
 
@@ -66,6 +77,8 @@ class Manifest(Config):
     """A whole folder of shards.
 
     Attributes:
+        level: whether a sequence is a whole document, or a sentence of one.
+        annotations: what each bit of ``.ann`` says; empty: the shards have no ``.ann``.
         digest: of everything in it, provenance too: what was made, and from what.
     """
 
@@ -73,11 +86,31 @@ class Manifest(Config):
     version: Literal[1] = 1
     tokenizer: TokenizerRecord
     dtype: Literal["uint16", "int32"]
-    level: Literal["document"] = "document"
+    level: Literal["document", "sentence"] = "document"
     annotations: dict[str, str] = LEGEND
     shards: list[ShardRecord]
     provenance: dict[str, Any]
     digest: str = ""
+
+    @model_validator(mode="after")
+    def _files_and_names(self) -> Self:
+        needed = set(self.suffixes)
+        seen: set[str] = set()
+        for shard in self.shards:
+            if set(shard.files) != needed:
+                found = ", ".join(sorted(shard.files)) or "none"
+                msg = f"{shard.name} has {found}; expected {', '.join(sorted(needed))}"
+                raise ValueError(msg)
+            if shard.name in seen:
+                msg = f"{shard.name} stands in it twice"
+                raise ValueError(msg)
+            seen.add(shard.name)
+        return self
+
+    @property
+    def suffixes(self) -> tuple[Suffix, ...]:
+        """Of the files that each shard has."""
+        return SUFFIXES if self.annotations else SUFFIXES[:2]
 
     def signed(self) -> "Manifest":
         """The same with its digest filled in."""
@@ -120,20 +153,37 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and check ``manifest.json``; DataError when it is absent, malformed or changed."""
     path = folder / FILE
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
-        msg = f"{folder}: no {FILE}, so this is no finished shard folder; prepare the corpus again"
+        msg = (
+            f"{folder}: no {FILE}, so this is no finished shard folder; prepare the corpus again, "
+            "or adopt what lies there (onward adopt)"
+        )
         raise DataError(msg) from None
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror or error})"
+        raise DataError(msg) from error
+    return parse_manifest(content, str(path))
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """Check what a ``manifest.json`` holds; DataError, with the name given, as above."""
+    try:
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        msg = f"{path}: {place or 'the file'}: {first['msg']}; prepare the corpus again"
+        said = first["msg"].removeprefix("Value error, ")
+        msg = f"{name}: {place or 'the file'}: {said}; prepare the corpus again"
         raise DataError(msg) from None
     found = canonical_digest(manifest)
     if found != manifest.digest:
         msg = (
-            f"{path}: it was changed after it was written (digest {found[:16]}, "
+            f"{name}: it was changed after it was written (digest {found[:16]}, "
             f"written as {manifest.digest[:16]}); prepare the corpus again"
         )
+        raise DataError(msg)
+    if not manifest.shards:
+        msg = f"{name}: it lists no shard; prepare the corpus again"
         raise DataError(msg)
     return manifest

@@ -1,10 +1,12 @@
-"""Read shards: memory-mapped, checked against their manifest before a token is handed out."""
+"""Read shards, here or remote: checked against their manifest before a token is handed out."""
 
 import hashlib
-import threading
-from collections import OrderedDict
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import DataError
-from data_pipeline.shards.layout import Index, read_index
-from data_pipeline.shards.manifest import SUFFIXES, Manifest, ShardRecord, read_manifest
+from data_pipeline.shards.cache import CacheConfig
+from data_pipeline.shards.layout import Index, parse_index
+from data_pipeline.shards.manifest import Manifest, ShardRecord, Suffix
+from data_pipeline.shards.opened import OPENED, FileKey, Form, Mode, Payload, opened
+from data_pipeline.shards.places import LocalPlace, Place, RemotePlace, require_digest
+from data_pipeline.storage import is_url, mask_secrets
 
 Verify = Literal["sizes", "digests"]
-OPEN_SHARDS = 128
-"""So many shards are mapped at once: a map holds a file descriptor."""
+FETCHERS = 8
+"""Threads that fetch the indices of a remote data set."""
+_ANNOTATION = np.dtype(np.uint8)
+_owners = count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,60 +50,72 @@ class Shard:
         return self.record.sequences
 
 
-@dataclass(frozen=True, slots=True)
-class _Mapped:
-    tokens: NDArray[Any]
-    annotations: NDArray[np.uint8]
-
-
 @dataclass(frozen=True)
 class ShardedDataset:
-    """A folder of shards, opened and checked.
+    """A folder of shards, opened and checked. Safe to read from several threads.
 
     Attributes:
-        folder: where it lies.
+        folder: where it lies: a path, or a URL without its secrets.
         manifest: what it says of itself.
         shards: in order; sequence indices run through all of them.
         lengths: int32 [sequences], in tokens.
         shard_starts: int64 [shards + 1]: first sequence of each shard, then their total.
+        mode: how files are read.
     """
 
-    folder: Path
+    folder: Path | str
     manifest: Manifest
     shards: tuple[Shard, ...]
     lengths: NDArray[np.int32]
     shard_starts: NDArray[np.int64]
-    _mapped: "OrderedDict[int, _Mapped]" = field(default_factory=OrderedDict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    mode: Mode
+    _place: Place = field(repr=False)
+    _rehash: frozenset[int] = field(repr=False)
+    _owner: int = field(default_factory=lambda: next(_owners), repr=False)
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, OPENED.close_all_of, self._owner)
 
     @classmethod
     def open(
-        cls, folder: Path, verify: Verify = "sizes", share: slice = slice(None)
+        cls,
+        location: Path | str,
+        verify: Verify = "sizes",
+        share: slice = slice(None),
+        *,
+        mode: Mode = "mmap",
+        cache: CacheConfig = CacheConfig(),  # noqa: B008 -- frozen
     ) -> "ShardedDataset":
         """Open a shard folder; DataError naming the file that is missing, cut short or changed.
 
+        Every index is read, and checked by its digest. Of a remote folder nothing else is fetched
+        before it is used, and all that is fetched is checked by its digest.
+
         Args:
-            folder: holds manifest.json.
-            verify: ``sizes`` checks file sizes and every index; ``digests`` hashes all bytes too.
-            share: of the shards' numbers, those that this process hashes; of the others it checks
-                sizes and indices.
+            location: a path, or the URL of a folder; it holds manifest.json.
+            verify: ``sizes`` checks the sizes of the other files; ``digests`` hashes all bytes
+                too, and does not trust what lies in the cache.
+            share: of the shards' numbers, those that this process hashes.
+            mode: ``pread`` for file systems that cannot map files into memory.
+            cache: where remote shards are kept.
         """
-        manifest = read_manifest(folder)
-        if not manifest.shards:
-            msg = f"{folder}: its manifest lists no shard; prepare the corpus again"
-            raise DataError(msg)
-        shards: list[Shard] = []
-        first = 0
-        hashed = range(len(manifest.shards))[share] if verify == "digests" else ()
+        place: Place
+        if is_url(location):
+            place = RemotePlace(str(location), cache.open(OPENED.close_oldest))
+        else:
+            place = LocalPlace(Path(location))
+        manifest = place.manifest()
+        numbers = range(len(manifest.shards))
+        hashed = frozenset(numbers[share] if verify == "digests" else ())
         for number, record in enumerate(manifest.shards):
-            _check_files(folder, record, "digests" if number in hashed else "sizes")
-            index = _checked_index(folder, record, manifest)
-            shards.append(Shard(record, record.digest, first, index))
-            first += record.sequences
+            for suffix, file in record.files.items():
+                place.check(f"{record.name}{suffix}", file, hashed=number in hashed)
+        shards = _with_indices(place, manifest)
         lengths = np.concatenate([shard.index.lengths for shard in shards])
         lengths.flags.writeable = False
-        starts = np.array([shard.first for shard in shards] + [first], np.int64)
-        return cls(folder, manifest, tuple(shards), lengths, starts)
+        starts = np.cumsum([0, *(shard.sequences for shard in shards)], dtype=np.int64)
+        folder = mask_secrets(str(location)) if place.remote else Path(location)
+        return cls(folder, manifest, shards, lengths, starts, mode, place, hashed)
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -111,23 +131,63 @@ class ShardedDataset:
         """Hex digest of what is read, wherever it came from: see ``Manifest.content``."""
         return self.manifest.content
 
+    @property
+    def mapped(self) -> bool:
+        """Whether whole shards are arrays that cost nothing; if not, ``gather`` what is needed."""
+        return self.mode == "mmap"
+
+    @property
+    def annotated(self) -> bool:
+        """Whether its tokens have annotations."""
+        return bool(self.manifest.annotations)
+
     def tokens(self, sequence: int) -> NDArray[Any]:
-        """Token ids of a sequence, [length] in the shard's dtype; a read-only view."""
-        shard, start, stop = self._range(sequence)
-        return self._map(shard).tokens[start:stop]
+        """Token ids of a sequence, [length] in the shards' dtype; read-only."""
+        return self._stretch(sequence, ".bin")
 
     def annotations(self, sequence: int) -> NDArray[np.uint8]:
-        """Annotation bits of a sequence, uint8 [length]; a read-only view."""
-        shard, start, stop = self._range(sequence)
-        return self._map(shard).annotations[start:stop]
+        """Annotation bits of a sequence, uint8 [length]; read-only."""
+        return self._stretch(sequence, ".ann")
 
     def shard_tokens(self, shard: int) -> NDArray[Any]:
-        """All tokens of a shard, read-only; ``shards[i].index.starts`` says what lies where."""
-        return self._map(shard).tokens
+        """All tokens of a shard, read-only; ``shards[i].index.starts`` says what lies where.
+
+        Mapped, it is a view of the file; by pread all of it is read each time.
+        """
+        return self._payload(shard, ".bin").whole()
 
     def shard_annotations(self, shard: int) -> NDArray[np.uint8]:
         """All annotations of a shard, uint8, at the same offsets as its tokens; read-only."""
-        return self._map(shard).annotations
+        return self._payload(shard, ".ann").whole()
+
+    def gather(
+        self, shard: int, starts: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> NDArray[Any]:
+        """Stretches of a shard's tokens end to end, [sum of lengths] in the shards' dtype.
+
+        Args:
+            shard: its number.
+            starts: int64 [P], first token of each stretch in the shard.
+            lengths: int64 [P], in tokens.
+        """
+        return self._payload(shard, ".bin").gather(starts, lengths)
+
+    def gather_annotations(
+        self, shard: int, starts: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        """The same of its annotations, uint8."""
+        return self._payload(shard, ".ann").gather(starts, lengths)
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Fetch shards that will be read soon, in this thread, and keep them from eviction.
+
+        Of local shards nothing has to be fetched.
+        """
+        if self._place.remote:
+            for shard in shards:
+                for suffix in self.manifest.suffixes:
+                    if suffix != ".idx":
+                        self._payload(shard, suffix)
 
     def require_tokenizer(self, sha256: str, name: str) -> None:
         """DataError unless the shards were made by the tokenizer with this digest."""
@@ -139,41 +199,52 @@ class ShardedDataset:
             )
             raise DataError(msg)
 
-    def _range(self, sequence: int) -> tuple[int, int, int]:
+    def _stretch(self, sequence: int, suffix: Suffix) -> NDArray[Any]:
         if not 0 <= sequence < len(self.lengths):
             msg = f"{self.folder}: sequence {sequence}; it has 0 to {len(self.lengths) - 1}"
             raise IndexError(msg)
         shard = int(np.searchsorted(self.shard_starts, sequence, side="right")) - 1
         index = self.shards[shard].index
         local = sequence - self.shards[shard].first
-        start = int(index.starts[local])
-        return shard, start, start + int(index.lengths[local])
+        start, length = int(index.starts[local]), int(index.lengths[local])
+        payload = self._payload(shard, suffix)
+        if self.mapped:
+            return payload.whole()[start : start + length]
+        found = payload.gather(np.array([start]), np.array([length]))
+        found.flags.writeable = False
+        return found
 
-    def _map(self, shard: int) -> _Mapped:
-        with self._lock:
-            if shard in self._mapped:
-                self._mapped.move_to_end(shard)
-                return self._mapped[shard]
-            record = self.shards[shard].record
-            stem = self.folder / record.name
-            dtype = self.shards[shard].index.dtype
-            mapped = _Mapped(
-                np.memmap(stem.with_suffix(".bin"), dtype, "r", shape=(record.tokens,)),
-                np.memmap(stem.with_suffix(".ann"), np.uint8, "r", shape=(record.tokens,)),
+    def _payload(self, shard: int, suffix: Suffix) -> Payload:
+        if suffix == ".ann" and not self.annotated:
+            msg = (
+                f"{self.folder}: these shards have no annotations, and so no word starts; adopt "
+                "them with --annotate, or prepare the corpus"
             )
-            self._mapped[shard] = mapped
-            if len(self._mapped) > OPEN_SHARDS:
-                self._mapped.popitem(last=False)
-            return mapped
+            raise DataError(msg)
+        key = FileKey(self._owner, shard, suffix)
+        return OPENED.get(key, lambda: self._opened(shard, suffix))
+
+    def _opened(self, shard: int, suffix: Suffix) -> Payload:
+        record, index = self.shards[shard].record, self.shards[shard].index
+        file = f"{record.name}{suffix}"
+        stream = self._place.open(file, record.files[suffix], hashed=shard in self._rehash)
+        dtype = index.dtype if suffix == ".bin" else _ANNOTATION
+        return opened(stream, self._place.named(file), record, Form(self.mode, dtype))
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def find_shards(location: str, locate: Callable[[str], Path]) -> Path | str:
+    """Where to open a location of a recipe: a URL as it is, a path or ``stage:NAME`` located."""
+    return location if is_url(location) else locate(location)
+
+
+def describe(location: Path | str) -> dict[str, Any]:
     """What a shard folder holds, all digests verified: for ``onward inspect``."""
-    data = ShardedDataset.open(folder, verify="digests")
+    data = ShardedDataset.open(location, verify="digests")
+    data.prefetch(range(len(data.shards)))  # of a remote one this verifies
     manifest, lengths = data.manifest, data.lengths
     return {
         "kind": "shards",
-        "folder": str(folder),
+        "folder": str(data.folder),
         "verified": "every byte, by sha256",
         "fingerprint": data.fingerprint,
         "content": data.content,
@@ -195,48 +266,38 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
-def _check_files(folder: Path, record: ShardRecord, verify: Verify) -> None:
-    for suffix in SUFFIXES:
-        path = folder / f"{record.name}{suffix}"
-        file = record.files.get(suffix)
-        if file is None:
-            msg = f"{folder}/manifest.json: {record.name} has no {suffix}; prepare the corpus again"
-            raise DataError(msg)
-        if not path.is_file():
-            msg = f"{path}: missing, though in the manifest; restore it or prepare the corpus again"
-            raise DataError(msg)
-        size = path.stat().st_size
-        if size != file.bytes:
-            msg = (
-                f"{path}: {size} bytes, but {file.bytes} were written; "
-                "it was cut short or changed: restore it or prepare the corpus again"
+def _with_indices(place: Place, manifest: Manifest) -> tuple[Shard, ...]:
+    """The shards with their indices, read several at a time when they have to be fetched."""
+    if place.remote:
+        with ThreadPoolExecutor(FETCHERS) as pool:
+            indices = list(
+                pool.map(lambda record: _index(place, record, manifest), manifest.shards)
             )
-            raise DataError(msg)
-        if verify == "digests" and _sha256(path) != file.sha256:
-            msg = (
-                f"{path}: its bytes are not those that were written (sha256 differs); "
-                "restore it or prepare the corpus again"
-            )
-            raise DataError(msg)
+    else:
+        indices = [_index(place, record, manifest) for record in manifest.shards]
+    shards: list[Shard] = []
+    first = 0
+    for record, index in zip(manifest.shards, indices, strict=True):
+        shards.append(Shard(record, record.digest, first, index))
+        first += record.sequences
+    return tuple(shards)
 
 
-def _checked_index(folder: Path, record: ShardRecord, manifest: Manifest) -> Index:
-    path = folder / f"{record.name}.idx"
-    index = read_index(path)
-    tokens = int(index.starts[-1]) + int(index.lengths[-1])
-    found = (index.dtype.name, len(index.lengths), len(index.documents) - 1, tokens)
+def _index(place: Place, record: ShardRecord, manifest: Manifest) -> Index:
+    file, name = record.files[".idx"], place.named(f"{record.name}.idx")
+    with place.open(f"{record.name}.idx", file, hashed=False) as stream:
+        content = stream.read()
+    # Read whole as it is, so that hashing it costs little.
+    require_digest(name, hashlib.sha256(content).hexdigest(), file)
+    index = parse_index(content, name)
+    found = (index.dtype.name, len(index.lengths), len(index.documents) - 1, index.tokens)
     expected = (manifest.dtype, record.sequences, record.documents, record.tokens)
     if found != expected:
         named = "(dtype, sequences, documents, tokens)"
-        msg = f"{path}: {named} are {found}, but the manifest says {expected}; prepare again"
+        msg = f"{name}: {named} are {found}, but the manifest says {expected}; prepare again"
         raise DataError(msg)
-    sizes = (record.files[".bin"].bytes, record.files[".ann"].bytes)
-    if sizes != (tokens * index.dtype.itemsize, tokens):
-        msg = f"{path}: {tokens} tokens do not fit .bin and .ann of {sizes} bytes; prepare again"
-        raise DataError(msg)
+    sizes = [record.files[suffix].bytes for suffix in manifest.suffixes if suffix != ".idx"]
+    if sizes != [record.tokens * index.dtype.itemsize, record.tokens][: len(sizes)]:
+        msg = f"{name}: {record.tokens} tokens do not fit .bin and .ann of {sizes} bytes"
+        raise DataError(f"{msg}; prepare again")
     return index
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,5 +1,6 @@
 """Shards: what is written comes back, in Megatron's layout, and any damage is named."""
 
+import gc
 import json
 import shutil
 import struct
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from configs.errors import DataError
 from data_pipeline.example import SENTENCE_START, WORD_START
 from data_pipeline.shards import ShardedDataset, ShardWriter, TokenizerRecord, describe, token_dtype
+from data_pipeline.shards.opened import OpenFiles
 
 TOKENIZER = TokenizerRecord(
     name="tiny",
@@ -264,14 +266,24 @@ def test_what_cannot_be_right_is_not_written(tmp_path, tokens, lengths, match):
         writer.write(np.array(tokens), np.array(lengths, np.int32), np.zeros(len(tokens), np.uint8))
 
 
-def test_more_shards_than_stay_mapped(tmp_path, monkeypatch):
+def descriptors():
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize("mode", ["mmap", "pread"])
+def test_more_shards_than_stay_open(tmp_path, monkeypatch, mode):
     documents = sequences()
     write(tmp_path, documents, shard_tokens=1)
-    monkeypatch.setattr("data_pipeline.shards.read.OPEN_SHARDS", 3)
-    data = ShardedDataset.open(tmp_path)
+    files = OpenFiles(most=3)
+    monkeypatch.setattr("data_pipeline.shards.read.OPENED", files)
+    data = ShardedDataset.open(tmp_path, mode=mode)
+    before = descriptors()
     for i in np.random.default_rng(0).permutation(len(documents)):
         np.testing.assert_array_equal(data.tokens(i), documents[i])
-    assert len(data._mapped) == 3
+        assert descriptors() <= before + 3
+    del data
+    gc.collect()
+    assert descriptors() == before
 
 
 def test_tokens_cannot_be_written_to(intact):

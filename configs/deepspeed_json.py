@@ -73,12 +73,17 @@ def gradient_clipping(values: Mapping[str, Any]) -> float:
     return float(given)
 
 
-def batch_plan(values: Mapping[str, Any], world: int) -> BatchPlan:
-    """Split ``train_batch_size`` over ranks and accumulation; RecipeError if it does not divide."""
+def global_batch(values: Mapping[str, Any]) -> int:
+    """Rows a step, the same on any number of ranks; RecipeError if the file does not say."""
     if "train_batch_size" not in values:
         msg = "DeepSpeed config: train_batch_size is missing; it is the constant global batch"
         raise RecipeError(msg)
-    total = _whole("train_batch_size", values["train_batch_size"])
+    return _whole("train_batch_size", values["train_batch_size"])
+
+
+def batch_plan(values: Mapping[str, Any], world: int) -> BatchPlan:
+    """Split ``train_batch_size`` over ranks and accumulation; RecipeError if it does not divide."""
+    total = global_batch(values)
     if total % world:
         msg = f"DeepSpeed config: train_batch_size {total} cannot be split over {world} ranks"
         raise RecipeError(msg)

@@ -81,11 +81,15 @@ class StageConfig(Config, ABC):
             rank 0's answer counts. False: called once, in a process without torch's collectives.
         UNKEYED: dotted paths of fields that do not change what the stage makes; left out of its
             key, so that they may change between an interruption and the next start.
+        APPENDED: dotted paths of fields that may grow while the stage is unfinished, as long as
+            what has been done stays as it was, which ``run`` and ``check`` see to. Left out of
+            its key; of a finished stage they must be what it was made with.
     """
 
     VERSION: ClassVar[int] = 1
     LAUNCHED: ClassVar[bool] = False
     UNKEYED: ClassVar[frozenset[str]] = frozenset()
+    APPENDED: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def run(self, context: StageContext) -> str:

@@ -52,6 +52,8 @@ class PretrainStage(StageConfig):
 
     LAUNCHED: ClassVar[bool] = True
     UNKEYED: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint", "data.verify"})
+    # The cursor of a checkpoint tells whether what has been read is still the same.
+    APPENDED: ClassVar[frozenset[str]] = frozenset({"data.changes", "data.skip"})
 
     kind: Literal["pretrain"] = "pretrain"
     model: ModelConfig
@@ -94,14 +96,19 @@ class PretrainStage(StageConfig):
         for location in self.held_out().values():
             if context.is_made(location):
                 context.locate(location)
+        stream = None
         if all(context.is_made(source.shards) for source in self.data.sources.values()):
             stream = TokenStream.open(self.data, context.locate, self.run_seed(context))
             self.objective.build(stream.special, stream.vocabulary_size)
             self.model.check_tokenizer(context.is_made, context.locate, stream.tokenizer_sha256)
+            global_batch = self.backend.global_batch
+            stream.require_rows(self.budget(stream.rows[0], global_batch) * global_batch)
         if context.key and (context.folder / "checkpoints").is_dir():
             from engine.checkpoint import newest
 
-            newest(context.folder / "checkpoints", context.key)
+            found = newest(context.folder / "checkpoints", context.key)
+            if found is not None and stream is not None:
+                stream.resume(Cursor.from_json(found.state["cursor"]))
 
     def held_out(self) -> dict[str, str]:
         """The validation sets' locations by name; none without validation."""

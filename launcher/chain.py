@@ -83,9 +83,12 @@ def _stand(
 
 
 def stage_key(stage: StageConfig, seed: int, inputs: Mapping[str, Artifact]) -> str:
-    """Hash of what a stage's result depends on: config but UNKEYED, code version, seed, inputs."""
+    """Hash of what a stage's result depends on: config, code version, seed, inputs.
+
+    Of the config without UNKEYED, and without APPENDED: that may grow on the way to the result.
+    """
     facts = {
-        "config": _without(stage.model_dump(mode="json"), stage.UNKEYED),
+        "config": _without(stage.model_dump(mode="json"), stage.UNKEYED | stage.APPENDED),
         "version": stage.VERSION,
         "seed": seed,
         "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
@@ -101,8 +104,9 @@ def _changes(
         yield f"seed: {status.seed} -> {seed}"
     if status.version != stage.VERSION:
         yield f"the code of this kind of stage: version {status.version} -> {stage.VERSION}"
+    apart = stage.UNKEYED if status.state == "done" else stage.UNKEYED | stage.APPENDED
     before, after = (
-        _flat(_without(config, stage.UNKEYED))
+        _flat(_without(config, apart))
         for config in (status.config, stage.model_dump(mode="json"))
     )
     for key in dict.fromkeys([*before, *after]):

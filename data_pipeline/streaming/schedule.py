@@ -102,7 +102,7 @@ class _Phases:
         rows = self.block
         while sharing:
             asked = dict(zip(sharing, apportion(list(sharing.values()), rows), strict=True))
-            short = [name for name in sharing if self.left.get(name, rows + 1) <= asked[name]]
+            short = [name for name in sharing if self.left.get(name, rows) < asked[name]]
             if not short:
                 return shares | asked
             for name in short:

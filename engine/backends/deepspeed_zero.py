@@ -6,7 +6,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from configs.deepspeed_json import BatchPlan, batch_plan, precision, read_deepspeed, zero_stage
+from configs.deepspeed_json import (
+    BatchPlan,
+    batch_plan,
+    global_batch,
+    precision,
+    read_deepspeed,
+    zero_stage,
+)
 from configs.errors import RecipeError, ResourceError
 from configs.schema import Config
 from data_pipeline.randomness import keyed
@@ -26,6 +33,11 @@ class DeepSpeedZero(Config):
 
     name: Literal["deepspeed"] = "deepspeed"
     config: str | dict[str, Any] = "zero1_bf16"
+
+    @property
+    def global_batch(self) -> int:
+        """Rows a step, on any number of ranks."""
+        return global_batch(read_deepspeed(self.config))
 
     def plan(self, world: int) -> BatchPlan:
         """How the global batch is split over ``world`` ranks and accumulation."""

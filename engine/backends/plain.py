@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from configs.deepspeed_json import (
     BatchPlan,
     batch_plan,
+    global_batch,
     gradient_clipping,
     precision,
     read_deepspeed,
@@ -33,6 +34,11 @@ class Plain(Config):
 
     name: Literal["plain"] = "plain"
     config: str | dict[str, Any] = "zero0_fp32"
+
+    @property
+    def global_batch(self) -> int:
+        """Rows a step, on any number of ranks."""
+        return global_batch(read_deepspeed(self.config))
 
     def plan(self, world: int = 1) -> BatchPlan:
         """How the global batch is split; RecipeError for more than one rank."""

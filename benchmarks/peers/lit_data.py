@@ -1,6 +1,7 @@
 """litdata: StreamingDataset with its TokensLoader."""
 
 import json
+import tempfile
 from itertools import islice
 from pathlib import Path
 
@@ -46,6 +47,20 @@ def read(folder: str, rows: int, seed: int) -> int:
     return sum(len(row) for row in islice(iter(data), rows))
 
 
+def read_remote(folder: str, rows: int, seed: int) -> int:
+    """The same from another place, by way of an empty local copy."""
+    with tempfile.TemporaryDirectory(dir=folder) as local:
+        data = StreamingDataset(
+            f"local:{folder}/litdata",
+            cache_dir=local,
+            item_loader=TokensLoader(LENGTH),
+            shuffle=True,
+            seed=7,
+        )
+        data.set_epoch(seed)
+        return sum(len(row) for row in islice(iter(data), rows))
+
+
 def resume(folder: str, fraction: float) -> int:
     """Load the loader's state at a fraction of an epoch, then the first batch."""
     data = _data(folder)
@@ -62,4 +77,4 @@ def resume(folder: str, fraction: float) -> int:
 
 
 if __name__ == "__main__":
-    serve({"write": write, "read": read, "resume": resume})
+    serve({"write": write, "read": read, "read_remote": read_remote, "resume": resume})

@@ -1,6 +1,7 @@
 """mosaicml-streaming: MDS shards, shuffled by py1e."""
 
 import sys
+import tempfile
 from importlib.machinery import ModuleSpec
 from itertools import islice
 from types import ModuleType
@@ -60,6 +61,22 @@ def read(folder: str, rows: int, seed: int) -> int:
     return sum(len(row["tokens"]) for row in islice(iter(_data(folder, seed)), rows))
 
 
+def read_remote(folder: str, rows: int, seed: int) -> int:
+    """The same from another place, by way of an empty local copy."""
+    clean_stale_shared_memory()
+    with tempfile.TemporaryDirectory(dir=folder) as local:
+        data = StreamingDataset(
+            remote=f"{folder}/mds",
+            local=f"{local}/mds",
+            shuffle=True,
+            shuffle_algo="py1e",
+            shuffle_seed=seed,
+            batch_size=ROWS_AT_ONCE,
+            num_canonical_nodes=1,
+        )
+        return sum(len(row["tokens"]) for row in islice(iter(data), rows))
+
+
 def resume(folder: str, fraction: float) -> int:
     """Load the state at a fraction of an epoch, then the first batch."""
     data = _data(folder, 1)
@@ -70,4 +87,4 @@ def resume(folder: str, fraction: float) -> int:
 
 
 if __name__ == "__main__":
-    serve({"write": write, "read": read, "resume": resume})
+    serve({"write": write, "read": read, "read_remote": read_remote, "resume": resume})

@@ -1,24 +1,51 @@
 """What happens to a text between its source and the tokenizer."""
 
-from data_pipeline.cleaning.clean import CleanPart, CleanSide, CleanTask, clean_part
+from data_pipeline.cleaning.clean import (
+    CleanPart,
+    CleanSide,
+    CleanTask,
+    clean_part,
+    read_signatures,
+)
+from data_pipeline.cleaning.decontaminate import (
+    SHORTEST_CONTAINED,
+    Decontamination,
+    Evaluation,
+    Guard,
+    Hit,
+    refuse_contaminated,
+)
 from data_pipeline.cleaning.exact_duplicates import first_occurrences, text_digest
-from data_pipeline.cleaning.exclude import SHORTEST_CONTAINED, Excluded, read_excluded
+from data_pipeline.cleaning.filters import AnyFilter, Filter
+from data_pipeline.cleaning.near_duplicates import NearDuplicates, near_duplicates
 from data_pipeline.cleaning.normalise import normalise
+from data_pipeline.cleaning.removal import Removal, read_names, summed
 from data_pipeline.cleaning.split import SIDES, Side, Split, Splitter
 
 __all__ = [
     "SHORTEST_CONTAINED",
     "SIDES",
+    "AnyFilter",
     "CleanPart",
     "CleanSide",
     "CleanTask",
-    "Excluded",
+    "Decontamination",
+    "Evaluation",
+    "Filter",
+    "Guard",
+    "Hit",
+    "NearDuplicates",
+    "Removal",
     "Side",
     "Split",
     "Splitter",
     "clean_part",
     "first_occurrences",
+    "near_duplicates",
     "normalise",
-    "read_excluded",
+    "read_names",
+    "read_signatures",
+    "refuse_contaminated",
+    "summed",
     "text_digest",
 ]

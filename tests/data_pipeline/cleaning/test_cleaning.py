@@ -18,6 +18,7 @@ from data_pipeline.cleaning import (
     clean_part,
     first_occurrences,
     normalise,
+    read_names,
     text_digest,
 )
 from data_pipeline.example import Document
@@ -117,6 +118,8 @@ def test_a_part_is_normalised_split_and_counted(tmp_path):
     assert texts == {"train": ["a"], "held_out": ["b"]}
     assert done.sides["train"].digests == text_digest("a")
     assert (done.documents, done.empty, len(done.rejected)) == (3, 1, 1)
+    assert list(read_names(done.sides["train"].names)) == ["a\r\n"]
+    assert (done.removed, done.changed, done.sides["train"].signatures) == (None, {}, None)
 
 
 def test_reading_stops_when_too_much_is_rejected(tmp_path):

@@ -1,0 +1,68 @@
+"""How datatrove's rules are asked about one text: without its pipelines, and without its models."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from configs.errors import RecipeError
+from data_pipeline.cleaning.filters.filter import Judge, Refusal
+from data_pipeline.cleaning.packages import require
+
+if TYPE_CHECKING:
+    from datatrove.data import Document
+
+# Languages whose words need a dictionary that is not at hand.
+UNSPACED = frozenset({"bo", "dz", "ja", "km", "lo", "my", "th"})
+
+
+class Rules(Protocol):
+    """A filter of datatrove's."""
+
+    def filter(self, doc: "Document") -> bool | tuple[bool, str]:
+        """Whether a document stays; else why not."""
+        ...
+
+
+def check_rules(name: str, language: str) -> None:
+    """RecipeError when datatrove's rules cannot be asked in this language."""
+    if language in UNSPACED:
+        msg = (
+            f"filter {name}: words of '{language}' cannot be told; "
+            "give zh, or a language with space between words"
+        )
+        raise RecipeError(msg)
+    for package in ("datatrove", *(("rjieba",) if language == "zh" else ())):
+        require(package, f"filter {name}")
+
+
+def judge_by(rules: type[Any], given: dict[str, Any], notes: Counter[str]) -> Judge:
+    """A judge by a filter class of datatrove's.
+
+    Args:
+        rules: the class.
+        given: its arguments; ``language`` as a code.
+        notes: takes what the rules would count in datatrove's own statistics.
+    """
+    from data_pipeline.cleaning.filters.word_tokenizer import word_tokenizer
+
+    class Counting(rules):  # type: ignore[misc]
+        def stat_update(self, *labels: str, value: int = 1, unit: str | None = None) -> None:
+            del unit
+            for label in labels:
+                notes[label] += value
+
+    built = Counting(**(given | {"language": word_tokenizer(given["language"])}))
+    return _Judge(built)
+
+
+class _Judge:
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+
+    def __call__(self, text: str) -> str | Refusal:
+        from datatrove.data import Document
+
+        document = Document(text=text, id="")
+        answer = self._rules.filter(document)
+        if answer is True:
+            return str(document.text)
+        return Refusal(answer[1] if isinstance(answer, tuple) else "refused")

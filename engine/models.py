@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,8 @@ from pydantic import Field
 
 import configs
 from configs.errors import CheckpointError, DataError, RecipeError
+from configs.hub import is_hub_name
 from configs.schema import Config
-from configs.stage import split_location
 from data_pipeline.randomness import keyed
 from data_pipeline.tokenization import tokenizer_sha256
 from engine.quiet import quiet_transformers
@@ -27,7 +26,6 @@ SHAPES = Path(configs.__file__).parent / "models"
 Locate = Callable[[str], Path]
 IsMade = Callable[[str], bool]
 log = logging.getLogger(__name__)
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _AUTO = {
     "masked_lm": "AutoModelForMaskedLM",
     "causal_lm": "AutoModelForCausalLM",
@@ -167,21 +165,9 @@ def _with_type(values: Any, where: str) -> dict[str, Any]:
 
 def resolve(location: str, locate: Locate) -> str:
     """A folder as ``locate`` finds it; else, if it can be one, a hub name as it stands."""
-    if _is_hub_name(location):
+    if is_hub_name(location):
         return location
     return str(locate(location))
-
-
-def _is_hub_name(location: str) -> bool:
-    """Whether it names no place on this disk: nothing there, and not written as a path.
-
-    ``models/mine`` beside a folder ``models`` is a path, too: a slip in it would pass for a name.
-    """
-    if split_location(location)[0] is not None or location.startswith((".", "/", "~")):
-        return False
-    path = Path(location)
-    local = path.exists() or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
-    return not local and _HUB_NAME.fullmatch(location) is not None
 
 
 def _require_intact(source: str) -> None:
@@ -196,7 +182,7 @@ def _require_intact(source: str) -> None:
 
 
 def _check_location(location: str, is_made: IsMade, locate: Locate) -> None:
-    if is_made(location) and not _is_hub_name(location):
+    if is_made(location) and not is_hub_name(location):
         locate(location)
 
 
@@ -221,7 +207,7 @@ def check_tokenizer(location: str, is_made: IsMade, locate: Locate, sha256: str)
 
     A location that has not been made yet, or lies on the hub, cannot be told before it is loaded.
     """
-    if not is_made(location) or _is_hub_name(location):
+    if not is_made(location) or is_hub_name(location):
         return
     folder = locate(location)
     found = tokenizer_sha256(folder)

@@ -4,7 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from data_pipeline.tokenization.bpe import BPETokenizer
 from data_pipeline.tokenization.encode import Encoded, Encoder
+from data_pipeline.tokenization.model_file import ModelFileTokenizer
 from data_pipeline.tokenization.pretrained import PretrainedTokenizer
 from data_pipeline.tokenization.special import SpecialTokens, special_tokens
 from data_pipeline.tokenization.tokenizer import (
@@ -14,21 +16,25 @@ from data_pipeline.tokenization.tokenizer import (
     tokenizer_record,
     tokenizer_sha256,
 )
+from data_pipeline.tokenization.unigram import UnigramTokenizer
 from data_pipeline.tokenization.wordpiece import WordPieceTokenizer
 
 Tokenizer = Annotated[
-    WordPieceTokenizer | PretrainedTokenizer,
+    WordPieceTokenizer | BPETokenizer | UnigramTokenizer | ModelFileTokenizer | PretrainedTokenizer,
     Field(discriminator="name"),
 ]
 
 __all__ = [
+    "BPETokenizer",
     "Encoded",
     "Encoder",
+    "ModelFileTokenizer",
     "PretrainedTokenizer",
     "SpecialTokens",
     "Texts",
     "Tokenizer",
     "TokenizerConfig",
+    "UnigramTokenizer",
     "WordPieceTokenizer",
     "load_backend",
     "special_tokens",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.example import SENTENCE_START, WORD_START
 from data_pipeline.shards.layout import token_dtype
+from data_pipeline.tokenization.chinese import cutting
 from data_pipeline.tokenization.starts import (
     characters,
     sentence_starts,
@@ -58,7 +59,10 @@ class Encoder:
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         size = max(vocabulary.values()) + 1
         self.dtype = token_dtype(size)
-        self._continues = _continuations(values["model"], vocabulary, size)
+        self._cut = cutting(folder)
+        self._continues = None
+        if self._cut is None:  # else a word may be several tokens none of which says so
+            self._continues = _continuations(values["model"], vocabulary, size)
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Ids of texts, without special tokens.
@@ -96,9 +100,10 @@ class Encoder:
         flat = chain.from_iterable(chain.from_iterable(e.offsets for e in encodings))
         offsets = np.fromiter(flat, np.int64, 2 * len(ids)).reshape(-1, 2)
         begin, end = (offsets + np.repeat(over.starts, counts)[:, None]).T
-        words = starting_tokens(word_starts(over), begin, end)
         if self._continues is not None:
             words = ~self._continues[ids]
+        else:
+            words = starting_tokens(word_starts(over, self._cut), begin, end)
         sentences = starting_tokens(sentence_starts(over), begin, end)
         # What starts a sentence starts a word, whatever the tokenizer calls a continuation.
         sentences &= words
@@ -114,8 +119,8 @@ def _without_special(values: dict[str, Any]) -> dict[str, Any]:
     """
     model = values["model"]
     special = {token["content"] for token in values["added_tokens"] if token["special"]}
-    if model["type"] == "BPE":  # reaches pieces by its merges alone, which make no special token
-        special = set()
+    if model["type"] == "BPE" and not model.get("ignore_merges"):
+        special = set()  # pieces are reached by merges alone, which make no special token
     special.discard(model.get("unk_token"))
 
     def name(token: str) -> str:

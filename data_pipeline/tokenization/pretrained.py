@@ -1,13 +1,17 @@
 """A tokenizer that exists already: a local folder, an earlier stage's, or a name on the hub."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from configs.errors import DataError, RecipeError
-from configs.stage import split_location
+from configs.hub import is_hub_name
 from data_pipeline.sources.source import Locate
+from data_pipeline.tokenization.probe import PROBES
 from data_pipeline.tokenization.tokenizer import FILE, Texts, TokenizerConfig
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
 
 
 class PretrainedTokenizer(TokenizerConfig):
@@ -24,30 +28,75 @@ class PretrainedTokenizer(TokenizerConfig):
 
     @property
     def locations(self) -> Sequence[str]:
-        return (self.location,) if self._is_local() else ()
+        return () if is_hub_name(self.location) else (self.location,)
 
-    def build(self, folder: Path, locate: Locate, texts: Texts) -> None:
+    def make(self, folder: Path, locate: Locate, texts: Texts) -> None:
         del texts
-        if self._is_local() and self.revision is not None:
+        local = not is_hub_name(self.location)
+        if local and self.revision is not None:
             msg = f"tokenizer.revision: {self.revision}, but {self.location} is not on the hub"
             raise RecipeError(msg)
-        tokenizer = self._load(str(locate(self.location)) if self._is_local() else self.location)
+        tokenizer = self._load(str(locate(self.location)) if local else self.location)
         if not tokenizer.is_fast:
-            msg = f"tokenizer {self.location}: it has no fast form ({FILE}), which offsets need"
-            raise DataError(msg)
+            tokenizer = self._converted(tokenizer)
         tokenizer.save_pretrained(str(folder))
-
-    def _is_local(self) -> bool:
-        stage, _ = split_location(self.location)
-        given_as_path = self.location.startswith((".", "/", "~"))
-        return stage is not None or given_as_path or Path(self.location).exists()
 
     def _load(self, place: str) -> Any:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(place, revision=self.revision or "main")
-        except (OSError, ValueError, KeyError) as error:
+            return AutoTokenizer.from_pretrained(
+                place, revision=self.revision or "main", trust_remote_code=False
+            )
+        # What its many tokenizer classes raise over a folder that is none of theirs.
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             msg = f"tokenizer {self.location}: cannot be loaded: {first}"
             raise DataError(msg) from error
+
+    def _converted(self, slow: Any) -> Any:
+        """The fast form of a slow tokenizer, with the same ids for every probe."""
+        from transformers import PreTrainedTokenizerFast
+
+        tried = []
+        for way in (_by_transformers, _by_model_file):
+            try:
+                fast = PreTrainedTokenizerFast(
+                    tokenizer_object=way(slow),
+                    model_input_names=slow.model_input_names,
+                    **slow.special_tokens_map,
+                )
+            except Exception as error:
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                tried.append(first)
+                continue
+            different = next(_differences(slow, fast), None)
+            if different is None:
+                return fast
+            tried.append(f"converted, it has other ids for {different!r}")
+        msg = (
+            f"tokenizer {self.location}: {type(slow).__name__} has no fast form ({FILE}), which "
+            f"offsets need, and cannot be converted: {'; '.join(tried)}"
+        )
+        raise DataError(msg)
+
+
+def _by_transformers(slow: Any) -> "Backend":
+    from transformers.convert_slow_tokenizer import convert_slow_tokenizer
+
+    backend: Backend = convert_slow_tokenizer(slow)
+    return backend
+
+
+def _by_model_file(slow: Any) -> "Backend":
+    """For the classes around a .model file that transformers has no converter for."""
+    from data_pipeline.tokenization.sentencepiece_model import SentencePieceModel
+
+    return SentencePieceModel.read(Path(slow.vocab_file)).fast()
+
+
+def _differences(slow: Any, fast: Any) -> Iterator[str]:
+    for text in PROBES:
+        pair = [each(text, add_special_tokens=True)["input_ids"] for each in (slow, fast)]
+        if pair[0] != pair[1]:
+            yield text

@@ -13,10 +13,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.tokenization.chinese import Cut
+
 SPACE, WORD, SINGLE = 0, 1, 2
 """Kinds of character; each character of the kind SINGLE is a word by itself."""
 
-_CJK = (
+CJK = (
     (0x3400, 0x4DBF),
     (0x4E00, 0x9FFF),
     (0xF900, 0xFAFF),
@@ -25,7 +27,21 @@ _CJK = (
 )
 _CLOSING = "[\"'”’»)\\]}]*"
 _SENTENCE_ENDS = re.compile(
-    rf"[.!?…]{_CLOSING}\s+(?=\S)|[。！？][”’」』）]*\s*(?=\S)|\n[^\S\n]*\n\s*(?=\S)"
+    rf"[.!?…।۔؟]{_CLOSING}\s+(?=\S)|[。！？｡]+[”’」』）》\"')]*\s*(?=\S)|\n[^\S\n]*\n\s*(?=\S)"
+)
+_NAMES_FOLLOW = (
+    "Mr Mrs Ms Dr Prof Rev Hon Gen Col Sgt Capt Lt Gov Sen Rep Pres St Mt e.g i.e cf vs viz"
+)
+_NUMBERS_FOLLOW = (
+    "al No Nos Fig Figs Eq Eqs Sec Ch Vol pp p ca Ref Refs Tab Art "
+    "Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec"
+)
+_LONGEST_ABBREVIATION = 6
+# An initial ("J. Smith", "U.S. troops") is a capital by itself.
+_ABBREVIATED = re.compile(
+    r"(?<![^\s(\[\"'“‘.-])(?:(?P<initial>[A-Z])|"
+    rf"(?P<name>{'|'.join(map(re.escape, _NAMES_FOLLOW.split()))})|"
+    rf"(?P<number>{'|'.join(_NUMBERS_FOLLOW.split())}))\Z"
 )
 
 
@@ -68,11 +84,15 @@ def characters(texts: Sequence[str]) -> Characters:
     return Characters(codes, texts, starts, starts[lengths > 0])
 
 
-def word_starts(over: Characters) -> Starts:
+def word_starts(over: Characters, cut: Cut | None = None) -> Starts:
     """Words as BERT cuts them: runs of letters and digits, single signs, single CJK characters.
 
     A run of space that is more than the one blank between two words counts as a word, so that
     tokens of nothing but space belong to no other word.
+
+    Args:
+        over: the texts.
+        cut: cuts each stretch of CJK characters into words; absent: each is one by itself.
     """
     kinds = _kinds_by_code()[over.codes]
     before = np.empty_like(kinds)
@@ -80,14 +100,41 @@ def word_starts(over: Characters) -> Starts:
     before[over.opening] = 255  # like nothing else: every text starts something
     changed = kinds != before
     visible = (kinds == SINGLE) | (changed & (kinds == WORD))
+    if cut is not None:
+        visible &= ~_inside_chinese_words(over, cut)
     blank = _blank_before(over, visible)
     space = changed & (kinds == SPACE) & ~blank
     first = visible | space
     return Starts(first, _moved(first, blank))
 
 
+def _inside_chinese_words(over: Characters, cut: Cut) -> NDArray[np.bool_]:
+    """Bool [characters]: CJK characters that go on with a word."""
+    inside = _is_cjk()[over.codes]
+    if not inside.any():
+        return inside
+    opens = inside.copy()
+    opens[1:] &= ~inside[:-1]
+    opens[over.opening] = inside[over.opening]
+    ends = inside.copy()
+    ends[:-1] &= ~inside[1:] | opens[1:]
+    begins, stops = np.flatnonzero(opens), np.flatnonzero(ends) + 1
+    text = "".join(over.texts)
+    # At once, set apart by line ends, which no word holds: a call for each takes longer.
+    stretches = "\n".join(text[a:b] for a, b in zip(begins.tolist(), stops.tolist(), strict=True))
+    words = cut(stretches)
+    starts = np.zeros(len(stretches) + 1, np.bool_)
+    starts[np.cumsum([0, *map(len, words)])] = True
+    separators = np.cumsum(stops - begins + 1)[:-1] - 1
+    inside[inside] = ~np.delete(starts[:-1], separators)
+    return inside
+
+
 def sentence_starts(over: Characters) -> Starts:
-    """After . ! ? and space unless a small letter follows; after their CJK forms; paragraphs."""
+    """After . ! ? and space, after their CJK forms, and at paragraphs.
+
+    Not where a small letter follows the space, nor after initials and common abbreviations.
+    """
     places = over.opening.tolist()
     for start, text in zip(over.starts.tolist(), over.texts, strict=True):
         places += [start + m.end() for m in _SENTENCE_ENDS.finditer(text) if _opens(text, m)]
@@ -127,8 +174,19 @@ def starting_tokens(
 
 
 def _opens(text: str, end: re.Match[str]) -> bool:
-    by_stop = end.group()[0] in ".!?…" and "\n\n" not in end.group()
-    return not (by_stop and text[end.end()].islower())
+    sign = end.group()[0]
+    if sign not in ".!?…" or end.group().count("\n") > 1:
+        return True
+    following = text[end.end()]
+    if following.islower():
+        return False
+    if sign != "." or not end.group()[1].isspace():
+        return True
+    stop = end.start()
+    # One character more than the longest, to see what stands before it.
+    head = text[max(0, stop - _LONGEST_ABBREVIATION - 1) : stop]
+    found = _ABBREVIATED.search(head)
+    return found is None or (found["number"] is not None and not following.isdecimal())
 
 
 def _blank_before(over: Characters, first: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -158,6 +216,14 @@ def _kinds_by_code() -> NDArray[np.uint8]:
     for code in range(0x21, 0x7F):
         if not chr(code).isalnum():
             kinds[code] = SINGLE
-    for low, high in _CJK:
-        kinds[low : high + 1] = SINGLE
+    kinds[_is_cjk()] = SINGLE
     return kinds
+
+
+@lru_cache(maxsize=1)
+def _is_cjk() -> NDArray[np.bool_]:
+    """Bool by code point."""
+    found = np.zeros(0x110000, np.bool_)
+    for low, high in CJK:
+        found[low : high + 1] = True
+    return found

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from configs.errors import DataError
 from configs.schema import Config
 from data_pipeline.shards.manifest import TokenizerRecord
 from data_pipeline.sources.source import Locate
+from data_pipeline.tokenization.chinese import ChineseWords, read_words, write_words
 from data_pipeline.tokenization.special import special_tokens
 
 if TYPE_CHECKING:
@@ -25,11 +26,19 @@ Texts = Callable[[Sequence[str]], Iterator[str]]
 
 
 class TokenizerConfig(Config, ABC):
-    """Base of the tokenizers' configs."""
+    """Base of the tokenizers' configs.
+
+    Attributes:
+        chinese_words: where words start in Chinese, which no blank tells: at every character, or
+            where jieba cuts (extra ``chinese``). It changes the annotations, and so whole-word
+            masking, and never the ids.
+    """
+
+    chinese_words: ChineseWords = "characters"
 
     @property
     def trained_on(self) -> Sequence[str]:
-        """Names of the corpora it is trained on."""
+        """Names of the corpora whose texts it reads."""
         return ()
 
     @property
@@ -37,9 +46,47 @@ class TokenizerConfig(Config, ABC):
         """The locations it reads, as the recipe gives them."""
         return ()
 
-    @abstractmethod
     def build(self, folder: Path, locate: Locate, texts: Texts) -> None:
-        """Write a folder that ``AutoTokenizer.from_pretrained`` reads, with a tokenizer.json."""
+        """Write a folder that ``AutoTokenizer.from_pretrained`` reads, with a tokenizer.json.
+
+        Args:
+            folder: where; made if it is not there.
+            locate: a location of the recipe -> its path.
+            texts: names of corpora -> the texts of their train sides; may be called again.
+
+        Raises:
+            DataError: what it is made from is missing or unfit, or a package is not installed.
+            RecipeError: its settings cannot be honoured.
+        """
+        with write_words(folder, self.chinese_words):
+            self.make(folder, locate, texts)
+
+    @abstractmethod
+    def make(self, folder: Path, locate: Locate, texts: Texts) -> None:
+        """What ``build`` does for this kind of tokenizer."""
+
+
+def save(
+    backend: "Backend", folder: Path, roles: Mapping[str, str], inputs: Sequence[str] = ()
+) -> None:
+    """Write a folder for ``AutoTokenizer``, whatever model's config.json lies beside it later.
+
+    Args:
+        backend: with its special tokens.
+        folder: where; made if it is not there.
+        roles: role (``pad``, ``mask``, ...) -> special token.
+        inputs: what a model is given beside ids and mask; nothing where it is absent.
+    """
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", *inputs, "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+    }
+    settings |= {f"{role}_token": token for role, token in roles.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    backend.save(str(folder / FILE))
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
 def load_backend(folder: Path) -> "Backend":
@@ -87,6 +134,7 @@ def tokenizer_record(folder: Path) -> TokenizerRecord:
         special=dict(special.ids),
         prefix=list(special.prefix),
         suffix=list(special.suffix),
+        words=read_words(folder),
     )
 
 

@@ -15,22 +15,14 @@ from pydantic import Field
 
 from configs.errors import DataError, RecipeError
 from data_pipeline.sources.source import Locate
-from data_pipeline.tokenization.tokenizer import FILE, Texts, TokenizerConfig
+from data_pipeline.tokenization.tokenizer import Texts, TokenizerConfig, save
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 PAD, UNKNOWN, OPEN, CLOSE, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUING = "##"
-SETTINGS = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
-    "pad_token": PAD,
-    "unk_token": UNKNOWN,
-    "cls_token": OPEN,
-    "sep_token": CLOSE,
-    "mask_token": MASK,
-}
+ROLES = {"pad": PAD, "unk": UNKNOWN, "cls": OPEN, "sep": CLOSE, "mask": MASK}
 
 
 class WordPieceTokenizer(TokenizerConfig):
@@ -55,13 +47,9 @@ class WordPieceTokenizer(TokenizerConfig):
     def trained_on(self) -> Sequence[str]:
         return self.corpora
 
-    def build(self, folder: Path, locate: Locate, texts: Texts) -> None:
+    def make(self, folder: Path, locate: Locate, texts: Texts) -> None:
         del locate
-        backend = self._train(texts)
-        folder.mkdir(parents=True, exist_ok=True)
-        backend.save(str(folder / FILE))
-        settings = json.dumps(SETTINGS, indent=2) + "\n"
-        (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
+        save(self._train(texts), folder, ROLES, ["token_type_ids"])
 
     def _train(self, texts: Texts) -> "Backend":
         from tokenizers import trainers

@@ -171,14 +171,15 @@ def draws(key: int, samples: Places, epochs: Places, count: int = 4) -> NDArray[
 
 def _units(text: ShardText, begins: Places, stops: Places, longest: int) -> Places:
     """Where sentences begin; those of more than ``longest`` tokens count as several."""
-    marked = np.flatnonzero(text.annotations() & SENTENCE_START)
-    if not len(marked):
+    marked = (text.annotations() & SENTENCE_START).astype(np.bool_)
+    if not marked.any():
         msg = (
             f"{text.name}: no token is marked as the start of a sentence, which sentence_pairs "
             "go by; prepare the corpus with annotations, or choose another packing"
         )
         raise DataError(msg)
-    sentences = np.union1d(marked, begins)
+    marked[begins] = True
+    sentences = np.flatnonzero(marked)
     sizes = np.diff(sentences, append=stops[-1:])
     counts = -(-sizes // longest)
     number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -211,10 +212,12 @@ def _fill(
 
 def _others(own: Places, lengths: NDArray[np.int32], drawn: NDArray[np.uint64]) -> Places:
     """A document with text other than one's own, each equally likely: int64 [n]."""
+    if lengths.all():
+        chosen = _below(drawn, np.full(len(own), len(lengths) - 1))
+        return chosen + (chosen >= own)
     filled = np.flatnonzero(lengths)
-    place = np.searchsorted(filled, own)
     chosen = _below(drawn, np.full(len(own), len(filled) - 1))
-    found: Places = filled[chosen + (chosen >= place)]
+    found: Places = filled[chosen + (chosen >= np.searchsorted(filled, own))]
     return found
 
 
@@ -235,9 +238,10 @@ def _run(
     last = np.maximum(np.searchsorted(sentences, stop - wanted, "right") - 1, first)
     start = sentences[first + _below(drawn, last - first + 1)]
     after = np.searchsorted(sentences, start + wanted)
-    bounds = np.append(sentences, sentences[-1:] + (1 << 40))
-    more = np.minimum(bounds[after], stop) - start
-    less = np.minimum(bounds[after - 1], stop) - start
+    # Behind the last sentence of all the document ends as well.
+    next_one = np.where(after < len(sentences), sentences.take(after, mode="clip"), stop)
+    more = np.minimum(next_one, stop) - start
+    less = np.minimum(sentences[after - 1], stop) - start
     take_more = (more <= room) & ((less <= 0) | (more - wanted <= wanted - less))
     # A sentence that does not fit by itself is cut.
     length = np.where(take_more, more, np.where(less > 0, less, np.minimum(more, room)))

@@ -73,9 +73,11 @@ class Fields(Config):
 
 
 def as_text(value: object) -> str:
-    """A value of any type as metadata: a string as it is, all else as JSON."""
+    """A value of any type as metadata: a string as it is, all else as JSON (bytes as base64)."""
     if isinstance(value, str):
         return value
+    if not isinstance(value, dict | list | tuple | int | float):
+        return _plain(value)
     return json.dumps(value, ensure_ascii=False, default=_plain)
 
 

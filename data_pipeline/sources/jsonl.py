@@ -59,7 +59,7 @@ class _DuplicateKeyError(ValueError):
 def _parsed(line: bytes) -> dict[str, Any] | str:
     """The object of a line, or why there is none."""
     try:
-        values = json.loads(line.decode(), object_pairs_hook=_unambiguous)
+        values = json.loads(line.rstrip(b"\r\n").decode(), object_pairs_hook=_unambiguous)
     except UnicodeDecodeError as error:
         return f"not UTF-8 at byte {error.start} of the line"
     except json.JSONDecodeError as error:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from itertools import chain
 from pathlib import Path
 
@@ -87,14 +88,67 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
 
 
 BAD = {
-    b'{"text": "cut': "not JSON",
-    b'{"text": "\xff"}': "not UTF-8",
-    b'{"txt": "x"}': "no field 'text'",
+    b'{"text": "cut': "not JSON: Unterminated string",
+    b'{"text": "cut"': "not JSON",
+    b'{"text": "\xff"}': "not UTF-8 at byte 10 of the line",
+    b'{"text": "\xed\xa0\x80"}': "not UTF-8",
+    b'{"txt": "x"}': "no field 'text' for the text (fields: txt)",
+    b"{}": "no field 'text' for the text (fields: none)",
     b'{"text": null}': "'text' is null, expected a string",
     b'{"text": 3}': "'text' is 3, expected a string",
+    b'{"text": ["x"]}': "'text' is [\"x\"], expected a string",
     b'["text"]': "expected an object",
+    b'"text"': "expected an object",
     b"\x00": "not JSON",
+    b'{"text": "a\x00b"}': "not JSON: Invalid control character",
+    b'{"text": "a\\ud83d b"}': "half a surrogate pair in the text, at character 1",
+    b'{"text": "x", "text": "y"}': 'ambiguous: key "text" stands twice',
+    b'{"text": "x", "more": {"a": 1, "a": 1}}': 'ambiguous: key "a" stands twice',
+    b'{"text": "x"} {"text": "y"}': "not JSON: Extra data at column 15",
+    b'\xef\xbb\xbf{"text": "a mark that is not at the start"}': "not JSON",
+    b'{"text": "x", "n": ' + b"9" * 5000 + b"}": "not readable: Exceeds the limit",
+    b"[" * 100_000: "not readable: nested too deeply",
 }
+GOOD_BUT_ODD = {
+    b'{"text": "a\\u0000b"}': "a\x00b",
+    b'{"text": "\\ud83d\\ude00"}': "\N{GRINNING FACE}",
+    b'  {"text": "x"}\r': "x",
+    b'{"text": ""}': "",
+    b'{"text": " \xe3\x80\x80 "}': " \u3000 ",
+    b'{"text": "x", "n": NaN}': "x",
+}
+
+
+@pytest.mark.parametrize("line", GOOD_BUT_ODD)
+def test_what_looks_odd_and_is_text_all_the_same(tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(line + b"\n" + lines(GOOD[:1]))
+    assert texts(path) == [GOOD_BUT_ODD[line], GOOD[0]["text"]]
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32), part=st.integers(50, 2000))
+def test_a_corpus_with_faults_is_counted_exactly(tmp_path_factory, seed, part):
+    draw = random.Random(seed)
+    path = tmp_path_factory.mktemp("faults") / "rows.jsonl"
+    written = [draw.choice([*BAD, *GOOD_BUT_ODD, b"", b" \t"]) for _ in range(40)]
+    written = [line for line in written if len(line) < 1000] or [b"{}"]
+    path.write_bytes(b"\n".join(written))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines_module, "PART_BYTES", part)
+        patch.setattr(lines_module, "BLOCK", 64)
+        items = [item for p in source(path).parts(Path) for item in p.read()]
+    bad = [(f"{path}:{at}", line) for at, line in enumerate(written, 1) if is_bad(at, line)]
+    rejected = [item for item in items if isinstance(item, Rejected)]
+    assert [item.where for item in rejected] == [where for where, _ in bad]
+    assert all(BAD[line] in item.reason for item, (_, line) in zip(rejected, bad, strict=True))
+    blank = sum(not line.strip() for line in written)
+    assert len(items) == len(written) - blank
+
+
+def is_bad(number, line):
+    """A byte order mark belongs to the start of a file."""
+    return line in BAD and not (number == 1 and line.startswith(b"\xef"))
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -119,18 +173,45 @@ def test_the_budget_of_rejected_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "pack"), [(".jsonl.gz", gzip.compress), (".jsonl.zst", zstandard.compress)]
+    ("suffix", "pack"),
+    [
+        (".jsonl.gz", gzip.compress),
+        (".jsonl.zst", zstandard.ZstdCompressor(write_checksum=True).compress),
+    ],
 )
 def test_a_packed_file_cut_short_is_named(tmp_path, suffix, pack):
     path = tmp_path / f"rows{suffix}"
     content = pack(lines(GOOD * 50))
     for stop in (len(content) // 2, len(content) - 1):
         path.write_bytes(content[:stop])
-        with pytest.raises(DataError, match=f"{path}: cut short or damaged"):
+        with pytest.raises(DataError, match=f"{path}: cut short or damaged behind line"):
+            texts(path, max_rejected=1000)
+    for content in (b"no such format" * 9, pack(lines(GOOD)) + b"what is that", b""):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=f"{path}: .*(damaged|empty)"):
             texts(path)
-    path.write_bytes(b"no such format" * 9)
-    with pytest.raises(DataError, match=f"{path}: .*damaged"):
-        texts(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"),
+    [
+        (".jsonl.gz", gzip.compress),
+        (".jsonl.zst", zstandard.ZstdCompressor(write_checksum=True).compress),
+    ],
+)
+def test_a_flipped_bit_in_a_packed_file_is_noticed_wherever_it_is(tmp_path, suffix, pack):
+    path = tmp_path / f"rows{suffix}"
+    content = pack(lines(GOOD))
+    noticed = 0
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        try:
+            found = texts(path)
+        except DataError:
+            noticed += 1
+        else:  # a bit of no meaning, such as of the time of writing
+            assert found == [row["text"] for row in GOOD]
+    assert noticed > len(content) * 0.9
 
 
 def test_nothing_to_read_is_an_error(tmp_path):
@@ -156,3 +237,40 @@ def test_the_union_knows_it_by_name():
     assert isinstance(
         TypeAdapter(Source).validate_python({"name": "jsonl", "path": "x"}), JsonlSource
     )
+
+
+def test_metadata_is_text_or_json_and_may_be_absent(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"text": "a", "s": "as is \N{GRINNING FACE}", "n": 3, "x": 0.5, "b": True, "l": ["中", 1]},
+        {"text": "b", "s": None},
+    ]
+    path.write_bytes(lines(rows))
+    fields = {"metadata": ["s", "n", "x", "b", "l", "nowhere"]}
+    first, second = source(path, fields=fields).documents(Path)
+    assert dict(first.metadata) == {
+        "s": "as is \N{GRINNING FACE}",
+        "n": "3",
+        "x": "0.5",
+        "b": "true",
+        "l": '["中", 1]',
+    }
+    assert dict(second.metadata) == {}
+
+
+def test_half_a_surrogate_pair_in_metadata_is_rejected(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "x", "s": "\\udc00"}')
+    assert texts(path) == ["x"]
+    with pytest.raises(DataError, match="half a surrogate pair in the s"):
+        texts(path, fields={"metadata": ["s"]})
+
+
+def test_a_line_of_just_the_limit_is_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    line = b'{"text": "%s"}' % (b"x" * 100)
+    for end in (b"\n", b"\r\n", b""):
+        path.write_bytes(line + end)
+        assert texts(path, longest_record=len(line)) == ["x" * 100]
+        with pytest.raises(DataError, match=r"rows\.jsonl:1: .* bytes long; longest_record is"):
+            texts(path, longest_record=len(line) - 1)

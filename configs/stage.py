@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from configs.errors import DataError, RecipeError
 from configs.schema import Config
@@ -21,6 +21,23 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """Which of those who do a stage's work together this process is; they share a file system.
+
+    Attributes:
+        index: from 0.
+        count: how many there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+
+Runs = Literal["once", "hosts", "ranks"]
+"""``once``: in one process. ``hosts``: in one process a host. ``ranks``: on every rank."""
+
+
+@dataclass(frozen=True, slots=True)
 class StageContext:
     """All that a stage may know of the run it stands in.
 
@@ -32,6 +49,7 @@ class StageContext:
             code's version.
         inputs: the earlier stages it names, by name. During ``check`` a stage that has not
             run yet is absent from it.
+        share: of a stage that runs on every host: which of the hosts this is.
     """
 
     name: str
@@ -39,6 +57,7 @@ class StageContext:
     seed: int
     key: str
     inputs: Mapping[str, Artifact]
+    share: Share = Share()
 
     def locate(self, location: str) -> Path:
         """The path behind ``stage:NAME/rest`` or a plain path; DataError if nothing is there."""
@@ -77,8 +96,11 @@ class StageConfig(Config, ABC):
 
     Class attributes:
         VERSION: raised when the code changes what the stage makes; part of the stage's key.
-        LAUNCHED: True: ``run`` is called on every rank under the deepspeed launcher, and only
-            rank 0's answer counts. False: called once, in a process without torch's collectives.
+        RUNS: ``ranks``: ``run`` is called on every rank under the deepspeed launcher, and only
+            rank 0's answer counts. ``hosts``: called once on every host of a hostfile, without
+            torch's collectives; the hosts share the work as ``context.share`` says, and the first
+            one's answer counts; without a hostfile of several hosts it is called once. ``once``:
+            called once, in a process without torch's collectives.
         UNKEYED: dotted paths of fields that do not change what the stage makes; left out of its
             key, so that they may change between an interruption and the next start.
         APPENDED: dotted paths of fields that may grow while the stage is unfinished, as long as
@@ -87,7 +109,7 @@ class StageConfig(Config, ABC):
     """
 
     VERSION: ClassVar[int] = 1
-    LAUNCHED: ClassVar[bool] = False
+    RUNS: ClassVar[Runs] = "once"
     UNKEYED: ClassVar[frozenset[str]] = frozenset()
     APPENDED: ClassVar[frozenset[str]] = frozenset()
 
@@ -101,3 +123,11 @@ class StageConfig(Config, ABC):
     def check(self, context: StageContext) -> None:
         """Raise the OnwardError that ``run`` would meet, as far as can be told without running."""
         del context
+
+    def outdated(self, context: StageContext) -> str | None:
+        """Of a finished stage: what it was made from that is not as it was; None if all is.
+
+        Writes nothing. What ``context.inputs`` tells need not be looked at again.
+        """
+        del context
+        return None

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from configs.errors import RecipeError
-from configs.stage import StageConfig, StageContext
+from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline.randomness import keyed
 from downstream.cell import PRIMARY
 from downstream.evaluation.language_model import (
@@ -35,7 +35,7 @@ METHOD = (
 class EvaluateStage(StageConfig):
     """Compares the arms of a fine-tuning stage, and their language models."""
 
-    LAUNCHED: ClassVar[bool] = True
+    RUNS: ClassVar[Runs] = "ranks"
 
     kind: Literal["evaluate"] = "evaluate"
     finetune: str = Field(description="location of a fine-tuning stage's folder")

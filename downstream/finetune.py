@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, StringConstraints, field_validator
 
-from configs.stage import StageConfig, StageContext
+from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline.example import Example
 from data_pipeline.randomness import keyed
 from downstream.cell import DEGENERATE_RULE, Cell, CellResult, Recipe, run_cell
@@ -47,7 +47,7 @@ class FinetuneStage(StageConfig):
     one cell after the other. Finished cells are not run again.
     """
 
-    LAUNCHED: ClassVar[bool] = True
+    RUNS: ClassVar[Runs] = "ranks"
 
     kind: Literal["finetune"] = "finetune"
     task: str = Field(description="location of a task folder")

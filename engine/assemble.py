@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt, model_validator
 from configs.deepspeed_json import BatchPlan
 from configs.errors import DataError
 from configs.schema import Config
-from configs.stage import StageConfig, StageContext
+from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline.example import Example
 from data_pipeline.randomness import keyed
 from data_pipeline.shards import Verify
@@ -50,7 +50,7 @@ class ValidationConfig(Config):
 class PretrainStage(StageConfig):
     """Continued pretraining (or pretraining from random weights) of one model on one mixture."""
 
-    LAUNCHED: ClassVar[bool] = True
+    RUNS: ClassVar[Runs] = "ranks"
     UNKEYED: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint", "data.verify"})
     # The cursor of a checkpoint tells whether what has been read is still the same.
     APPENDED: ClassVar[frozenset[str]] = frozenset({"data.changes", "data.skip"})

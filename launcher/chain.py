@@ -1,15 +1,17 @@
 """Where each stage of a chain stands, and the step from one state to the next."""
 
+import dataclasses
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from configs.errors import CheckpointError, DataError, OnwardError, RecipeError, ResourceError
-from configs.stage import Artifact, StageConfig, StageContext
+from configs.stage import Artifact, Share, StageConfig, StageContext
 from configs.yaml_source import nearest
 from launcher.interruption import Interrupted
 from launcher.links import ChainRecipe, inputs_of
@@ -106,8 +108,7 @@ def _changes(
         yield f"the code of this kind of stage: version {status.version} -> {stage.VERSION}"
     apart = stage.UNKEYED if status.state == "done" else stage.UNKEYED | stage.APPENDED
     before, after = (
-        _flat(_without(config, apart))
-        for config in (status.config, stage.model_dump(mode="json"))
+        _flat(_without(config, apart)) for config in (status.config, stage.model_dump(mode="json"))
     )
     for key in dict.fromkeys([*before, *after]):
         old, new = before.get(key, "absent"), after.get(key, "absent")
@@ -218,6 +219,50 @@ def check(recipe: ChainRecipe, run: RunFolder, names: Iterable[str]) -> None:
     for name in names:
         if standings[name].state not in {"done", "foreign"}:
             recipe.stages[name].check(context_for_check(recipe, run, name, standings[name]))
+
+
+def refuse_outdated(recipe: ChainRecipe, run: RunFolder, names: Iterable[str]) -> None:
+    """DataError if what a done stage was made from is not as it was; writes nothing."""
+    standings = survey(recipe, run)
+    for name in names:
+        if standings[name].state != "done":
+            continue
+        stage: StageConfig = recipe.stages[name]
+        changed = stage.outdated(context_for_check(recipe, run, name, standings[name]))
+        if changed is not None:
+            msg = (
+                f"stage {name} is done, but what it was made from has changed since: {changed}; "
+                f"give --redo {name} to make it anew, with all that is built on it, "
+                "or put back what was there"
+            )
+            raise DataError(msg)
+
+
+def join(
+    recipe: ChainRecipe, run: RunFolder, name: str, share: Share, seconds: float = 300.0
+) -> StageContext | None:
+    """The context of a stage that several hosts run, for one of them; None if it is done already.
+
+    The first marks it as running; the others wait until its inputs are seen to be done, which a
+    shared file system may tell late.
+
+    Raises:
+        CheckpointError: the run folder holds it from another recipe.
+        DataError: its inputs are not done after so many seconds.
+    """
+    if share.index == 0:
+        entered = enter(recipe, run, name)
+        return entered and dataclasses.replace(entered, share=share)
+    end = time.monotonic() + seconds
+    while (standing := survey(recipe, run)[name]).key is None and time.monotonic() < end:
+        time.sleep(0.5)
+    refuse_foreign(run, {name: standing}, [name])
+    if standing.key is None:
+        _refuse_missing_inputs(recipe, survey(recipe, run), name, [name])
+    if standing.state == "done" or standing.key is None:
+        return None
+    folder = run.stage(name)
+    return StageContext(name, folder, recipe.seed, standing.key, standing.inputs, share)
 
 
 def enter(

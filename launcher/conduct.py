@@ -39,13 +39,22 @@ class Conductor:
     def check(self) -> list[str]:
         """Everything that can be told without running or writing; the stages concerned."""
         names = chain.select(self.recipe, self.folder, self.request)
-        launched = [name for name in names if self.recipe.stages[name].LAUNCHED]
         hosts = self.placement.hosts()
+        launched = [name for name in names if self._is_launched(name)]
         if launched:
             deepspeed_program(hosts)
-            self.precheck(launched, self.placement.world())
+        on_ranks = [name for name in launched if self.recipe.stages[name].RUNS == "ranks"]
+        if on_ranks:
+            self.precheck(on_ranks, self.placement.world())
         chain.check(self.recipe, self.folder, names)
+        anew = self._replaceable()
+        chain.refuse_outdated(self.recipe, self.folder, [n for n in names if n not in anew])
         return names
+
+    def _is_launched(self, name: str) -> bool:
+        """A stage that hosts share runs here where there is but one."""
+        runs = self.recipe.stages[name].RUNS
+        return runs == "ranks" or (runs == "hosts" and len(self.placement.hosts()) > 1)
 
     def run(self) -> None:
         """Check, then run what is not done.
@@ -83,17 +92,24 @@ class Conductor:
             name = waiting[0]
             if self._settle(name):
                 self.tell(f"{name}: done already")
-            elif self.recipe.stages[name].LAUNCHED:
-                # Those that follow share the launch: importing torch costs seconds each time.
-                launched = itertools.takewhile(lambda n: self.recipe.stages[n].LAUNCHED, waiting)
-                together = list(launched)
+            elif self._is_launched(name):
+                together = self._launched_with(waiting)
                 replace = sorted(self._replaceable().intersection(together))
-                launch_stages(self.folder, together, replace, self.placement, self.tell)
+                placement = self.placement.for_stage(self.recipe.stages[name].RUNS)
+                launch_stages(self.folder, together, replace, placement, self.tell)
                 del waiting[: len(together)]
                 continue
             else:
                 self._run_here(name)
             waiting.pop(0)
+
+    def _launched_with(self, waiting: Sequence[str]) -> list[str]:
+        """The first one, and those after it that the same processes can run."""
+        if self.recipe.stages[waiting[0]].RUNS == "hosts":
+            return [waiting[0]]
+        # Importing torch costs seconds each time.
+        on_ranks = itertools.takewhile(lambda n: self.recipe.stages[n].RUNS == "ranks", waiting)
+        return list(on_ranks)
 
     def _replaceable(self) -> set[str]:
         return chain.replaceable(self.recipe, self.request.redo)

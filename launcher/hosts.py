@@ -82,6 +82,11 @@ def _parse(content: str, seen: Mapping[str, int]) -> Host:
     return Host(name, int(slots))
 
 
+def one_a_host(hosts: Sequence[Host]) -> tuple[Host, ...]:
+    """The same hosts with one process each."""
+    return tuple(Host(host.name, 1) for host in hosts)
+
+
 def format_hostfile(hosts: Sequence[Host]) -> str:
     """The hosts as DeepSpeed's own parser reads them."""
     return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)

@@ -1,5 +1,6 @@
 """One launch from its start to its end: processes, their output, and what became of them."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -9,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs.errors import BY_NAME, OnwardError
+from configs.stage import Runs
 from launcher import chain, environment, jit, ports
 from launcher.command import Launch, deepspeed_command, deepspeed_program
 from launcher.exports import exports, format_exports, own_files
-from launcher.hosts import Host, format_hostfile, is_local, read_hostfile
+from launcher.hosts import Host, format_hostfile, is_local, one_a_host, read_hostfile
 from launcher.interruption import Interrupted
 from launcher.outcome import explain, read_outcomes
 from launcher.processes import Relay, Tell, close_pipes, end_group, start_group
@@ -31,6 +33,7 @@ class Placement:
         hostfile: the machines instead.
         port: rank 0 waits for the others there; None: a free one.
         module: what each rank runs.
+        runs: ``hosts``: one process on each machine, whatever its slots, and none needs torch.
         environment: the user's. What this program sets in its own is not for other hosts: they
             find out themselves what they have.
     """
@@ -39,11 +42,17 @@ class Placement:
     hostfile: Path | None = None
     port: int | None = None
     module: str = "launcher.worker"
+    runs: Runs = "ranks"
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def hosts(self) -> tuple[Host, ...]:
         """The hostfile's machines, none without one; RecipeError lists its bad lines."""
-        return read_hostfile(self.hostfile) if self.hostfile else ()
+        found = read_hostfile(self.hostfile) if self.hostfile else ()
+        return one_a_host(found) if self.runs == "hosts" else found
+
+    def for_stage(self, runs: Runs) -> "Placement":
+        """The same, for a stage that runs so."""
+        return dataclasses.replace(self, runs=runs)
 
     def world(self) -> int:
         """How many ranks a launch has."""
@@ -69,7 +78,7 @@ def launch_stages(
     """
     launch = _prepare(run, names, replace, placement)
     prepared = _environment(launch, placement.environment)
-    if is_local(launch.hosts):
+    if is_local(launch.hosts) and placement.runs == "ranks":
         _warn_of_unusable_gpus(prepared, tell)
         if prepared.get("DS_ACCELERATOR") == "cpu":
             _require_operators(prepared, tell)

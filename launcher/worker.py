@@ -83,9 +83,12 @@ def _require_launched(recipe: "ChainRecipe", names: Sequence[str]) -> None:
         if name not in recipe.stages:
             msg = f"no stage '{name}' in this recipe; {nearest(name, recipe.stages)}"
             raise RecipeError(msg)
-        if not recipe.stages[name].LAUNCHED:
+        if recipe.stages[name].RUNS == "once":
             msg = f"stage {name} runs in one process: onward run RECIPE {name}"
             raise RecipeError(msg)
+    if len({recipe.stages[name].RUNS for name in names}) > 1:
+        msg = f"{', '.join(names)}: some run on hosts, some on ranks; give those of one kind"
+        raise RecipeError(msg)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -110,8 +113,9 @@ def run(job: Job) -> NoReturn:
     _log_progress(job, rank)
     if reporter:
         _stop_with_the_launcher(reporter)
+    on_hosts = job.recipe.stages[job.stages[0]].RUNS == "hosts"
     try:
-        _run_stages(job, reporter)
+        (_run_on_hosts if on_hosts else _run_stages)(job, reporter)
     except OnwardError as error:
         _say_last_word(job, reporter, error, rank)
         _leave(error.exit_code)
@@ -178,6 +182,28 @@ def _run_stages(job: Job, reporter: Reporter | None) -> None:
                 reporter.enters(name)
             _run_stage(job, run, context)
         distributed.stop()
+
+
+def _run_on_hosts(job: Job, reporter: Reporter | None) -> None:
+    """Without torch and its collectives: the shared file system is all that the hosts need."""
+    from configs.stage import Share
+    from launcher import chain
+    from launcher.run_folder import RunFolder
+
+    run = RunFolder(job.recipe.output)
+    share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    with _alone(job, run):
+        for name in job.stages:
+            context = chain.join(job.recipe, run, name, share)
+            if context is None:
+                continue
+            if reporter:
+                reporter.enters(name)
+            if share.index == 0:
+                _control(job, f"{STAGE_MARK}{name}")
+            fingerprint = job.recipe.stages[name].run(context)
+            if share.index == 0:
+                chain.finish(run, name, fingerprint)
 
 
 @contextlib.contextmanager

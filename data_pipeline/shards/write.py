@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -42,8 +44,7 @@ class ShardWriter:
         self.tokens = 0
         self._shards: list[ShardRecord] = []
         self._open: _OpenShard | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        _clear(folder)
+        prepare_folder(folder)
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -71,7 +72,7 @@ class ShardWriter:
             lengths: [sequences], at least 1 each, summing to T.
             annotations: [T], the bits of ``.ann``.
         """
-        self._check(tokens, lengths, annotations)
+        _check(self.folder, self.tokenizer.vocabulary_size, (tokens, lengths, annotations))
         ends = np.cumsum(lengths, dtype=np.int64)
         first = done = 0
         while first < len(lengths):
@@ -91,42 +92,76 @@ class ShardWriter:
         """Close the last shard and write the manifest; DataError when nothing was written."""
         if self._open is not None:
             self._close_shard()
-        if not self._shards:
-            msg = f"{self.folder}: not one document to write; an empty corpus cannot be read later"
-            raise DataError(msg)
-        manifest = Manifest(
-            tokenizer=self.tokenizer,
-            dtype="uint16" if self.dtype.itemsize == 2 else "int32",
-            shards=self._shards,
-            # A round through JSON, so that the digest is that of what will be read back.
-            provenance=json.loads(json.dumps(provenance)),
-        ).signed()
-        text = manifest.model_dump_json(indent=1) + "\n"
-        with _Output(self.folder / FILE) as output:
-            output.write(text.encode())
-        return manifest
+        return write_manifest(self.folder, self.tokenizer, self._shards, provenance)
 
     def _close_shard(self) -> None:
         if self._open is not None:
             self._shards.append(self._open.close())
             self._open = None
 
-    def _check(
-        self, tokens: NDArray[Any], lengths: NDArray[np.int32], annotations: NDArray[np.uint8]
-    ) -> None:
-        total = int(lengths.sum(dtype=np.int64))
-        if not total == len(tokens) == len(annotations) or (lengths < 1).any():
-            msg = (
-                f"{self.folder}: lengths sum to {total} for {len(tokens)} tokens and "
-                f"{len(annotations)} annotations; expected the same, and no empty sequence"
-            )
-            raise DataError(msg)
-        if total and not 0 <= tokens.min() <= tokens.max() < self.tokenizer.vocabulary_size:
-            msg = (
-                f"{self.folder}: token ids from {tokens.min()} to {tokens.max()}, but the "
-                f"vocabulary of {self.tokenizer.name} has {self.tokenizer.vocabulary_size}"
-            )
-            raise DataError(msg)
+
+Piece = tuple[NDArray[Any], NDArray[np.int32], NDArray[np.uint8]]
+"""Tokens, lengths and annotations of sequences, as for ``ShardWriter.write``."""
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make a folder for shards; old ones in it are removed, their manifest first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _clear(folder)
+
+
+def write_shard(
+    folder: Path, number: int, vocabulary_size: int, pieces: Iterable[Piece]
+) -> ShardRecord:
+    """Write one shard of a folder, as ``ShardWriter`` does; its files get their names together."""
+    shard = _OpenShard(folder, number, token_dtype(vocabulary_size))
+    try:
+        for tokens, lengths, annotations in pieces:
+            _check(folder, vocabulary_size, (tokens, lengths, annotations))
+            shard.append(tokens, lengths, annotations)
+        return shard.close()
+    finally:
+        shard.abandon()
+
+
+def write_manifest(
+    folder: Path,
+    tokenizer: TokenizerRecord,
+    shards: Sequence[ShardRecord],
+    provenance: dict[str, Any],
+) -> Manifest:
+    """Write the manifest of shards that are there; DataError when there are none."""
+    if not shards:
+        msg = f"{folder}: not one document to write; an empty corpus cannot be read later"
+        raise DataError(msg)
+    manifest = Manifest(
+        tokenizer=tokenizer,
+        dtype="uint16" if token_dtype(tokenizer.vocabulary_size).itemsize == 2 else "int32",
+        shards=list(shards),
+        # A round through JSON, so that the digest is that of what will be read back.
+        provenance=json.loads(json.dumps(provenance)),
+    ).signed()
+    text = manifest.model_dump_json(indent=1) + "\n"
+    with _Output(folder / FILE) as output:
+        output.write(text.encode())
+    return manifest
+
+
+def _check(folder: Path, vocabulary_size: int, piece: Piece) -> None:
+    tokens, lengths, annotations = piece
+    total = int(lengths.sum(dtype=np.int64))
+    if not total == len(tokens) == len(annotations) or (lengths < 1).any():
+        msg = (
+            f"{folder}: lengths sum to {total} for {len(tokens)} tokens and "
+            f"{len(annotations)} annotations; expected the same, and no empty sequence"
+        )
+        raise DataError(msg)
+    if total and not 0 <= tokens.min() <= tokens.max() < vocabulary_size:
+        msg = (
+            f"{folder}: token ids from {tokens.min()} to {tokens.max()}, but the "
+            f"vocabulary has {vocabulary_size}"
+        )
+        raise DataError(msg)
 
 
 class _Output:
@@ -144,16 +179,23 @@ class _Output:
         self.hash.update(content)
         self.bytes += len(content)
 
-    def commit(self) -> FileRecord:
+    def settle(self) -> None:
+        """All of it is on the disk then: nothing is left that could fail for want of room."""
         self.stream.flush()
         os.fsync(self.stream.fileno())
         self.stream.close()
+
+    def commit(self) -> FileRecord:
+        if not self.stream.closed:
+            self.settle()
         self.temporary.replace(self.path)
         _sync_folder(self.path.parent)
         return FileRecord(bytes=self.bytes, sha256=self.hash.hexdigest())
 
     def abandon(self) -> None:
-        self.stream.close()
+        # On a full disk closing fails again, for what is still to be written.
+        with suppress(OSError):
+            self.stream.close()
         self.temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> "_Output":
@@ -180,6 +222,7 @@ class _OpenShard:
         self.dtype = dtype
         self.tokens = 0
         self.lengths: list[NDArray[np.int32]] = []
+        self.idx: _Output | None = None
         self.bin = _Output(folder / f"{self.name}.bin")
         self.ann = _Output(folder / f"{self.name}.ann")
 
@@ -194,8 +237,10 @@ class _OpenShard:
     def close(self) -> ShardRecord:
         lengths = np.concatenate(self.lengths)
         documents = np.arange(len(lengths) + 1, dtype=np.int64)
-        idx = _Output(self.folder / f"{self.name}.idx")
+        idx = self.idx = _Output(self.folder / f"{self.name}.idx")
         idx.write(index_bytes(self.dtype, lengths, documents))
+        for output in (self.bin, idx, self.ann):
+            output.settle()
         return ShardRecord(
             name=self.name,
             sequences=len(lengths),
@@ -205,8 +250,10 @@ class _OpenShard:
         )
 
     def abandon(self) -> None:
-        self.bin.abandon()
-        self.ann.abandon()
+        """Leave no file under a temporary name; what has its final one stays."""
+        for output in (self.bin, self.idx, self.ann):
+            if output is not None:
+                output.abandon()
 
 
 def _clear(folder: Path) -> None:

@@ -13,7 +13,8 @@ from configs.stage import Artifact, StageContext
 from data_pipeline import prepare
 from data_pipeline.cleaning import Splitter
 from data_pipeline.prepare import PrepareStage
-from data_pipeline.shards import ShardedDataset, ShardWriter
+from data_pipeline.preparing import chunks, job, shards, state
+from data_pipeline.shards import ShardedDataset
 from data_pipeline.tokenization import load_backend, tokenizer_sha256
 
 LETTERS = "aeiounrstlk"
@@ -107,7 +108,7 @@ def test_every_document_goes_where_it_belongs_once(files, tmp_path):
     assert set(task) & set(held)
     assert texts_of(folder, "task/train") == [t for t in task if t not in held]
     assert not (folder / "corpora" / "task" / "held_out").exists()
-    assert not (folder / ".spool").exists()
+    assert not (folder / ".prepare").exists()
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.processes)])
@@ -123,17 +124,17 @@ def test_excluded_texts_are_not_trained_on(files, tmp_path, processes):
     out = [{"text": contained}, {"text": train[1].upper() + "!"}, {"text": "held 0"}]
     write_rows(files / "test.jsonl", out)
     corpora = recipe(files).model_dump()["corpora"]
-    corpora["domain"]["exclude"] = [str(files / "test.jsonl")]
+    corpora["domain"]["decontaminate"] = {"against": [str(files / "test.jsonl")]}
     stage, folder = recipe(files, corpora=corpora, processes=processes), tmp_path / "run"
     stage.check(context(folder))
     fingerprint = stage.run(context(folder))
 
     expected = len(dict.fromkeys(train)) - 1 + len(["last"])
     data = ShardedDataset.open(folder / "corpora" / "domain" / "train")
-    counts = data.manifest.provenance["counts"]
-    assert (len(data), counts["excluded"]) == (expected, 2)
+    removed = data.manifest.provenance["removed"]
+    assert (len(data), removed) == (expected, {"decontaminate": {"contained": 1, "equal": 1}})
     held_out = ShardedDataset.open(folder / "corpora" / "domain" / "held_out")
-    assert (len(held_out), held_out.manifest.provenance["counts"]["excluded"]) == (2, 0)
+    assert (len(held_out), held_out.manifest.provenance["removed"]) == (2, {})
     assert train[1] not in texts_of(folder, "domain/train")
     write_rows(files / "test.jsonl", out[1:])
     assert stage.run(context(folder)) != fingerprint
@@ -142,7 +143,7 @@ def test_excluded_texts_are_not_trained_on(files, tmp_path, processes):
 
 def test_check_names_a_missing_file_of_what_is_excluded(files, tmp_path):
     corpora = recipe(files).model_dump()["corpora"]
-    corpora["task"]["exclude"] = ["stage:rows/test.jsonl", "no/such.jsonl"]
+    corpora["task"]["decontaminate"] = {"against": ["stage:rows/test.jsonl", "no/such.jsonl"]}
     with pytest.raises(DataError, match=r"nothing at no/such\.jsonl"):
         recipe(files, corpora=corpora).check(context(tmp_path / "run"))
 
@@ -180,7 +181,7 @@ def test_the_number_of_processes_changes_nothing(files, tmp_path, monkeypatch):
 def test_a_finished_stage_is_not_made_again(files, tmp_path, monkeypatch):
     stage, folder = recipe(files), tmp_path / "run"
     fingerprint = stage.run(context(folder))
-    monkeypatch.setattr(PrepareStage, "_make", None)
+    monkeypatch.setattr(job, "Job", None)
     assert stage.run(context(folder)) == fingerprint
 
 
@@ -212,32 +213,31 @@ def test_other_sources_or_another_key_are_made_anew(files, tmp_path):
 def test_an_interrupted_run_goes_on_where_it_was(files, tmp_path, monkeypatch):
     stage, folder, whole = recipe(files), tmp_path / "run", tmp_path / "whole"
     stage.run(context(whole))
-    finish = ShardWriter.finish
+    write = shards.write_shard
 
-    def interrupted(writer, provenance):
-        if writer.folder.match("domain/held_out"):
+    def interrupted(target, number, *rest):
+        if number == 1 and target.match("domain/train"):
             raise KeyboardInterrupt
-        return finish(writer, provenance)
+        return write(target, number, *rest)
 
-    monkeypatch.setattr(ShardWriter, "finish", interrupted)
+    monkeypatch.setattr(shards, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         stage.run(context(folder))
-    assert not (folder / ".spool").exists()
+    assert (folder / ".prepare").exists()
     written = []
-    monkeypatch.setattr(
-        ShardWriter, "finish", lambda w, p: written.append(w.folder.parts[-2:]) or finish(w, p)
-    )
+    monkeypatch.setattr(shards, "write_shard", lambda *a: written.append(a[:2]) or write(*a))
+    monkeypatch.setattr(chunks, "encode_block", None)
     stage.run(context(folder))
-    assert written == [("domain", "held_out"), ("domain", "train"), ("task", "train")]
+    assert written[0] == (folder / "corpora/domain/train", 1)
     assert made(folder) == made(whole)
 
 
 def test_a_full_disk_is_told_as_such(files, tmp_path, monkeypatch):
-    def full(writer, provenance):
+    def full(*given):
         raise OSError(errno.ENOSPC, "No space left on device", "shard-00000.bin")
 
-    monkeypatch.setattr(ShardWriter, "finish", full)
-    with pytest.raises(ResourceError, match=r"shard-00000\.bin: no space left"):
+    monkeypatch.setattr(shards, "write_shard", full)
+    with pytest.raises(ResourceError, match=r"shard-00000\.bin: No space left .*make room"):
         recipe(files).run(context(tmp_path / "run"))
 
 
@@ -251,7 +251,7 @@ def test_rejected_lines_are_listed(files, tmp_path):
     corpora = stage.model_dump()["corpora"]
     corpora["task"]["sources"][0]["max_rejected"] = 1
     recipe(files, corpora=corpora).run(context(folder))
-    (line,) = map(json.loads, (folder / prepare.REJECTED).read_text().splitlines())
+    (line,) = map(json.loads, (folder / state.REJECTED).read_text().splitlines())
     assert line["corpus"] == "task"
     assert line["where"].endswith("task.jsonl:14")
 

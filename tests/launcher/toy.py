@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from configs.errors import DataError, RecipeError
-from configs.stage import StageConfig, StageContext
+from configs.stage import Runs, StageConfig, StageContext
 from launcher.links import ChainRecipe, load_chain
 
 
@@ -45,7 +45,7 @@ class Write(StageConfig):
 class Crew(StageConfig):
     """Something that all ranks do together, and one of them differently."""
 
-    LAUNCHED: ClassVar[bool] = True
+    RUNS: ClassVar[Runs] = "ranks"
 
     kind: Literal["crew"] = "crew"
     act: Literal["work", "refuse", "crash", "die", "wait"] = "work"

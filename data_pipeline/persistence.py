@@ -18,7 +18,7 @@ LONGEST_DEADLINE = 1500.0
 """Seconds. The other processes wait in a collective meanwhile, and that gives up after 1800."""
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 """Protocol -> the extra of this package that brings its driver."""
-_TRANSIENT_STATUS = {408, 409, 425, 429}
+_TRANSIENT_STATUS = {408, 409, 416, 425, 429}
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _MISUSED = (TypeError, AttributeError, NotImplementedError)
 _PERMANENT_NAMES = {"NoCredentialsError", "PartialCredentialsError", "InvalidURL"}

@@ -39,6 +39,8 @@ __all__ = [
 
 BLOCK = 8 << 20
 """Bytes a request."""
+BUFFER = 1 << 20
+"""Bytes that an open file reads at least."""
 WRONG_BYTES = 5
 """Attempts at a file that arrives whole, but is not the one expected."""
 _VERSIONS = ("ETag", "etag", "e_tag", "md5Hash", "checksum", "blob_id", "last_commit",
@@ -81,7 +83,7 @@ def open_binary(location: str | Path) -> IO[bytes]:
             ``ONWARD_REMOTE_DEADLINE`` has passed without a byte.
     """
     if is_url(location):
-        return io.BufferedReader(_RemoteStream(str(location), Patience.from_environment()), 1 << 20)
+        return io.BufferedReader(_RemoteStream(str(location), Patience.from_environment()), BUFFER)
     try:
         return Path(location).open("rb")
     except OSError as error:
@@ -271,18 +273,18 @@ class _RemoteStream(io.RawIOBase):
         wanted = wanted if size is None else min(wanted, size - position)
         if wanted <= 0:
             return file, b""
+        file = self._opened() if file is None else file
         try:
-            file = self._opened() if file is None else file
             content = self._read_at(file, position, wanted)
-        except ValueError as error:
-            if "range requests" not in str(error):
+            if not content and size is not None:
+                msg = f"it ended at byte {position} of {size}"
+                raise EOFError(msg)
+        except Exception as error:
+            file.close()
+            if not isinstance(error, ValueError) or "range requests" not in str(error):
                 raise
             self._ranges = False  # a server that sends the whole file or nothing
-            file = self._opened()
-            content = self._read_at(file, position, wanted)
-        if not content and size is not None:
-            msg = f"it ended at byte {position} of {size}"
-            raise EOFError(msg)
+            return self._attempt(None, wanted)
         return file, content
 
     def _opened(self) -> Any:
@@ -337,6 +339,7 @@ def _http_options() -> dict[str, Any]:
     seconds = Patience.from_environment().timeout
     ours = {
         "auto_decompress": False,
+        "raise_for_status": True,  # fsspec's own way leaves the connection open
         "headers": {"Accept-Encoding": "identity"},
         "timeout": aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds),
         "trust_env": True,

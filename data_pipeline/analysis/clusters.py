@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from configs.schema import Config
-from data_pipeline.analysis.stretches import Reader, Stretch, priorities, ranges
+from data_pipeline.analysis.hashing import priorities
+from data_pipeline.analysis.stretches import Reader, Stretch, ranges
 from data_pipeline.analysis.vocabulary import Speller, Vocabulary
 
 if TYPE_CHECKING:

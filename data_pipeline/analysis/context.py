@@ -17,14 +17,8 @@ from pydantic import Field
 
 from configs.schema import Config
 from data_pipeline.analysis.corpus import CorpusCounts
-from data_pipeline.analysis.stretches import (
-    STRETCH_TOKENS,
-    Reader,
-    Stretch,
-    priorities,
-    ranges,
-    threshold,
-)
+from data_pipeline.analysis.hashing import priorities, threshold
+from data_pipeline.analysis.stretches import STRETCH_TOKENS, Reader, Stretch, ranges
 from data_pipeline.analysis.vocabulary import Speller, Vocabulary, numbers_in
 
 MARGIN = 1.5

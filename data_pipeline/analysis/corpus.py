@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.analysis.counts import Counts, merge
-from data_pipeline.analysis.stretches import STRETCH_TOKENS, Reader, Stretch, mixed
+from data_pipeline.analysis.hashing import mixed
+from data_pipeline.analysis.stretches import STRETCH_TOKENS, Reader, Stretch
 from data_pipeline.example import WORD_START
 from data_pipeline.shards import ShardedDataset
 

@@ -123,7 +123,8 @@ def check(
     conductor = _conductor(recipe, words, processes, hostfile=hostfile)
     with _stdout_kept_clean():
         names = conductor.check()
-    _answer(_standings(conductor, names), as_json)
+    warnings = _warnings(conductor)
+    _answer(_standings(conductor, names) | ({"warnings": warnings} if warnings else {}), as_json)
 
 
 @app.command(
@@ -275,6 +276,14 @@ def _conductor(
         _tell,
         lambda names, world: check_world(recipe, names, world),
     )
+
+
+def _warnings(conductor: "Conductor") -> list[str]:
+    """What is no error, but may spoil the results."""
+    from launcher.leakage import leaks
+
+    found = leaks(conductor.recipe.stages)
+    return [f"{'.'.join(map(str, problem.keys))}: {problem.message}" for problem in found]
 
 
 def _standings(conductor: "Conductor", names: list[str]) -> dict[str, Any]:

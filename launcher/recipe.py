@@ -18,12 +18,15 @@ from configs.schema import validate
 from configs.yaml_source import YamlSource, read_yaml
 from data_pipeline.analysis.domain_gap import GapStage
 from data_pipeline.prepare import PrepareStage
+from data_pipeline.selection.stage import SelectStage
 from downstream.evaluate import EvaluateStage
 from downstream.finetune import FinetuneStage
 from downstream.report import ReportStage
 from downstream.tasks import TaskStage
 from engine.assemble import PretrainStage
 from engine.models import read_shape
+from engine.vocabulary import VocabularyStage
+from launcher.leakage import leaks
 from launcher.links import ChainRecipe, problems, refuse
 
 SCHEMA = Path(configs.__file__).parent / "recipe.schema.json"
@@ -32,7 +35,9 @@ RECIPES = Path(configs.__file__).parent / "recipes"
 Stage = Annotated[
     TaskStage
     | PrepareStage
+    | SelectStage
     | GapStage
+    | VocabularyStage
     | PretrainStage
     | FinetuneStage
     | EvaluateStage
@@ -44,6 +49,9 @@ Stage = Annotated[
 class Recipe(ChainRecipe):
     """One YAML file: a chain of named stages."""
 
+    strict: bool = Field(
+        default=False, description="refuse the recipe where evaluation rows may be trained on"
+    )
     stages: dict[str, Stage] = Field(min_length=1, description="the chain: name -> stage, in order")
 
 
@@ -58,6 +66,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     source = read_yaml(path, overrides)
     recipe = validate(source, Recipe)
     refuse(source, problems(recipe.stages))
+    if recipe.strict:
+        refuse(source, leaks(recipe.stages))
     _take_in_files(source, recipe)
     return validate(source, Recipe)
 

@@ -120,12 +120,7 @@ def clean_part(task: CleanTask) -> CleanPart:
                 step, refusal = judged
                 sink.remove(item.id, side, text, step, refusal)
                 continue
-            # A filter that has taken lines out leaves ends that are to be trimmed, or nothing.
-            text = judged if judged is text else normalise(judged)
-            if not text:
-                empty += 1
-                continue
-            sink.add(item.id, side, text)
+            sink.add(item.id, side, judged)
         sides = sink.finish()
     changed = {name: dict(notes) for name, notes in filters.notes.items() if notes}
     found, refused = tuple(sink.contaminated), sink.refused

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from configs.schema import Config
+from data_pipeline.cleaning.normalise import normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,5 +74,9 @@ class Filters:
             judged = judge(text)
             if isinstance(judged, Refusal):
                 return title, judged
-            text = judged
+            if judged is not text:
+                # Where lines were taken out, ends are to be trimmed, or nothing is left.
+                text = normalise(judged)
+                if not text:
+                    return title, Refusal("nothing_left")
         return text

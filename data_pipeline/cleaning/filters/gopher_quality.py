@@ -31,7 +31,7 @@ class GopherQuality(Filter):
 
     name: Literal["gopher_quality"] = "gopher_quality"
     language: str = Field(default="en", pattern=r"^[a-z]{2,3}$")
-    min_doc_words: int | None = 50
+    min_doc_words: int = Field(default=50, ge=1)
     max_doc_words: int | None = 100_000
     min_avg_word_length: float | None = 3
     max_avg_word_length: float | None = 10

@@ -115,12 +115,8 @@ def test_nothing_is_found_over_the_border_of_two_documents():
     parts = [LONG[:half], LONG[half:]]
     assert evaluation(LONG, ngram=None).find(parts) == [None, None]
     words = LONG.split()
-    assert evaluation(" ".join(words[14:27])).find(
-        [" ".join(words[:20]), " ".join(words[20:])]
-    ) == [
-        None,
-        None,
-    ]
+    parts = [" ".join(words[:20]), " ".join(words[20:])]
+    assert evaluation(" ".join(words[14:27])).find(parts) == [None, None]
 
 
 def test_short_texts_are_found_only_as_whole_documents():

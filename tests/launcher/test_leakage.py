@@ -1,0 +1,45 @@
+"""Corpora that pretraining reads, and no guard stands between them and a task's test rows."""
+
+import pytest
+
+from configs.errors import RecipeError
+from launcher.leakage import leaks
+from launcher.recipe import RECIPES, load_recipe
+
+UNGUARDED = "stages.prepare.corpora.domain.decontaminate=null"
+
+
+def found(*settings, recipe="dapt_tapt"):
+    stages = load_recipe(RECIPES / f"{recipe}.yaml", settings).stages
+    return {".".join(map(str, problem.keys)): problem.message for problem in leaks(stages)}
+
+
+@pytest.mark.parametrize("recipe", ["quickstart", "dapt_tapt"])
+def test_the_recipes_that_come_along_are_guarded(recipe):
+    assert found(recipe=recipe) == {}
+
+
+def test_a_corpus_without_a_guard_is_named_with_its_readers_and_the_rows():
+    (message,) = found(UNGUARDED).values()
+    assert list(found(UNGUARDED)) == ["stages.prepare.corpora.domain"]
+    assert message.startswith("dapt trains on this corpus, and finetune evaluates on")
+    assert "against: [stage:rows/dev.jsonl, stage:rows/test.jsonl]" in message
+
+
+def test_what_is_missing_is_told_and_spelling_does_not_matter():
+    one = 'stages.prepare.corpora.domain.decontaminate.against=["stage:rows/./dev.jsonl"]'
+    (message,) = found(one).values()
+    assert "against: [stage:rows/test.jsonl]" in message
+
+
+def test_holding_out_the_groups_of_the_task_is_a_guard():
+    groups = "stages.prepare.corpora.domain.split={groups: 'stage:rows/groups.json'}"
+    assert found(UNGUARDED, groups) == {}
+    other = "stages.prepare.corpora.domain.split={groups: 'stage:rows/others.json'}"
+    assert len(found(UNGUARDED, other)) == 1
+
+
+def test_strict_recipes_are_refused_with_file_and_line():
+    load_recipe(RECIPES / "dapt_tapt.yaml", ["strict=true"])
+    with pytest.raises(RecipeError, match=r"dapt_tapt\.yaml.*corpora\.domain: dapt"):
+        load_recipe(RECIPES / "dapt_tapt.yaml", ["strict=true", UNGUARDED])

@@ -56,6 +56,8 @@ class Example:
         annotations: uint8 [length]; the bits of the shard's ``.ann`` (WORD_START, ...).
         key: what its randomness is keyed by.
         label: the class or target of a labelled row, -1 where there is none.
+        parts: uint8 [length]; which part of its document a token stands in, 0 or 1 for those of a
+            pair; 0 for padding. None: all of them in the first.
     """
 
     tokens: NDArray[np.int32]
@@ -65,3 +67,4 @@ class Example:
     annotations: NDArray[np.uint8]
     key: ExampleKey
     label: int = -1
+    parts: NDArray[np.uint8] | None = None

@@ -7,6 +7,7 @@ from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
 from data_pipeline.example import ExampleKey
+from data_pipeline.rows import RowKeys
 
 
 def keyed(seed: int, *parts: int | str) -> int:
@@ -17,14 +18,25 @@ def keyed(seed: int, *parts: int | str) -> int:
 
 def generator(seed: int, key: ExampleKey, purpose: int = 0) -> np.random.Generator:
     """Philox keyed by (seed, source, sample, epoch, purpose); independent of rank and time."""
+    return generators(seed, RowKeys.of([key]), purpose)[0]
+
+
+def generators(seed: int, keys: RowKeys, purpose: int = 0) -> list[np.random.Generator]:
+    """``generator`` for each of many rows."""
     mask = (1 << 64) - 1
-    low = (seed & mask) ^ ((key.digest * 0x9E3779B97F4A7C15) & mask)
+    digest = keys.digest.astype(np.uint64)
+    words = np.empty((len(digest), 2), np.uint64)
+    words[:, 0] = digest * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(seed & mask)
+    words[:, 1] = digest
     # Word 0 is the one that counts up while numbers are drawn: it must start at 0 for everybody.
-    # Arrays: numpy takes a list with a number above 2**63 for doubles, and loses its last bits.
-    counter = np.array([0, key.sample & mask, key.epoch & mask, purpose & mask], np.uint64)
-    words = _KeyWords(np.array([low, key.digest & mask], np.uint64))
-    philox = np.random.Philox(words, counter=counter)  # type: ignore[arg-type] # any ISeedSequence will do; numpy's stub knows one
-    return np.random.Generator(philox)
+    counters = np.zeros((len(digest), 4), np.uint64)
+    counters[:, 1] = keys.sample
+    counters[:, 2] = keys.epoch
+    counters[:, 3] = np.uint64(purpose & mask)
+    return [
+        np.random.Generator(np.random.Philox(_KeyWords(key), counter=counter))  # type: ignore[arg-type] # any ISeedSequence will do; numpy's stub knows one
+        for key, counter in zip(words, counters, strict=True)
+    ]
 
 
 class _KeyWords(ISeedSequence):

@@ -16,7 +16,14 @@ from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline.example import Example
 from data_pipeline.randomness import keyed
 from data_pipeline.shards import Verify
-from data_pipeline.streaming import Cursor, DataConfig, FixedRows, TokenStream, slice_of_step
+from data_pipeline.streaming import (
+    Cursor,
+    DataConfig,
+    FixedRows,
+    RowReader,
+    TokenStream,
+    slice_of_step,
+)
 from data_pipeline.tokenization import tokenizer_sha256
 from engine.adaptation import AdaptationConfig, FullTraining
 from engine.backends import BackendConfig
@@ -100,6 +107,7 @@ class PretrainStage(StageConfig):
         if all(context.is_made(source.shards) for source in self.data.sources.values()):
             stream = TokenStream.open(self.data, context.locate, self.run_seed(context))
             self.objective.build(stream.special, stream.vocabulary_size)
+            _require_word_starts(self.objective, stream.reader)
             self.model.check_tokenizer(context.is_made, context.locate, stream.tokenizer_sha256)
             global_batch = self.backend.global_batch
             stream.require_rows(self.budget(stream.rows[0], global_batch) * global_batch)
@@ -205,6 +213,7 @@ def assemble(stage: PretrainStage, context: StageContext) -> Parts:
     share = slice(distributed.rank(), None, distributed.world())
     stream = distributed.together(lambda: stage.open_stream(context, stage.data.verify, share))
     objective = stage.objective.build(stream.special, stream.vocabulary_size)
+    _require_word_starts(stage.objective, stream.reader)
     learner, _, tokenizer = build_learner(stage, context, objective)
     _require_tokenizer(tokenizer_sha256(tokenizer.backend_tokenizer), stream)
     longest = stage.data.packing.longest_piece(stage.data.length)
@@ -216,6 +225,11 @@ def assemble(stage: PretrainStage, context: StageContext) -> Parts:
     steps = stage.budget(stream.rows[0], batches.global_batch)
     stream.require_rows(steps * batches.global_batch)
     return Parts(stage, context, stream, objective, backend, batches, steps, seed, frozen)
+
+
+def _require_word_starts(objective: ObjectiveConfig, reader: RowReader) -> None:
+    if objective.needs_word_starts:
+        reader.require_word_starts("the objective's masking policy")
 
 
 def _require_tokenizer(sha256: str, stream: TokenStream) -> None:
@@ -305,6 +319,7 @@ def _validation(parts: Parts, board: "TensorBoardHook") -> list["Hook"]:
             _packing_cache(parts.context),
         )
         _require_same_tokenizer(name, rows, parts.stream)
+        _require_word_starts(parts.stage.objective, rows.reader)
         # Seed 0, whatever the run: the same masks for every stage and every recipe's seed.
         examples = rows.examples(0, len(rows))
         sets[name] = collate_all(parts.objective, examples, parts.batches.micro_batch, 0, 1)
@@ -345,7 +360,7 @@ def export_step(
         "inputs": {name: artifact.fingerprint for name, artifact in context.inputs.items()},
         "data": stream.fingerprint,
     }
-    probe = [example.tokens for example in stream.examples(0, 2)]
+    probe = stream.examples(0, 2).tokens.astype(np.int32)
     made = export_model(
         checkpoint.store(),
         learner,
@@ -353,6 +368,6 @@ def export_step(
         tokenizer,
         folder or context.folder / "export",
         lineage,
-        np.stack(probe),
+        probe,
     )
     return made.fingerprint

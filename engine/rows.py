@@ -1,12 +1,12 @@
-"""Examples as tensors, and losses split over the sources they come from."""
+"""Rows as tensors, and losses split over the sources they come from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.example import Example
+from data_pipeline.rows import Rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,43 +14,58 @@ if TYPE_CHECKING:
     from engine.protocols import Batch, Loss
 
 
-def stack(examples: Sequence[Example], sources: int) -> dict[str, "Tensor"]:
+def stack(rows: Rows, sources: int) -> dict[str, "Tensor"]:
     """Tokens, segments and positions, int64 [B, L]; sources, fp32 [B, S] one-hot."""
     import torch
 
     fields = {
-        name: torch.from_numpy(np.stack([getattr(row, name) for row in examples])).long()
+        name: torch.from_numpy(getattr(rows, name).astype(np.int64))
         for name in ("tokens", "segments", "positions")
     }
-    origin = torch.tensor([row.key.source for row in examples])
-    fields["sources"] = torch.nn.functional.one_hot(origin, sources).float()
+    fields["sources"] = one_hot(rows.keys.source, sources)
     return fields
+
+
+def one_hot(source: NDArray[np.int64], sources: int) -> "Tensor":
+    """Source of each row, int64 [B] -> fp32 [B, S]."""
+    import torch
+
+    return torch.from_numpy(np.eye(sources, dtype=np.float32)[source])
 
 
 def batch_of(
     tensors: Mapping[str, "Tensor"],
-    examples: Sequence[Example],
+    source: NDArray[np.int64],
     targets: NDArray[np.int64],
+    tokens: NDArray[np.int64],
     sources: int,
 ) -> "Batch":
-    """A Batch with its counts; ``targets`` int [B] are the predictions asked of each row."""
+    """A Batch with its counts.
+
+    Args:
+        tensors: its own.
+        source: int64 [B], of each row.
+        targets: int64 [B], the predictions asked of each row.
+        tokens: int64 [B], those of each row that are no padding.
+        sources: how many there are.
+    """
     from engine.protocols import Batch
 
-    origin = np.array([row.key.source for row in examples])
-    tokens = np.array([np.count_nonzero(row.segments) for row in examples])
     return Batch(
         tensors=tensors,
         count=int(targets.sum()),
         tokens=int(tokens.sum()),
-        source_counts=_per_source(origin, targets, sources),
-        source_tokens=_per_source(origin, tokens, sources),
+        source_counts=_per_source(source, targets, sources),
+        source_tokens=_per_source(source, tokens, sources),
     )
 
 
 def _per_source(
-    origin: NDArray[np.int64], values: NDArray[np.int64], sources: int
+    source: NDArray[np.int64], values: NDArray[np.int64], sources: int
 ) -> tuple[int, ...]:
-    return tuple(int(values[origin == source].sum()) for source in range(sources))
+    totals = np.zeros(sources, np.int64)
+    np.add.at(totals, source, values)
+    return tuple(totals.tolist())
 
 
 def summed(losses: "Tensor", row: "Tensor", sources: "Tensor") -> "Loss":

@@ -1,5 +1,6 @@
 """Dynamic masking: each token by itself, afresh in every epoch (RoBERTa, Liu et al. 2019)."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from configs.schema import Config
-from data_pipeline.example import Example
+from data_pipeline.rows import Rows
 
 
 class DynamicMasking(Config):
@@ -16,12 +17,21 @@ class DynamicMasking(Config):
     name: Literal["dynamic"] = "dynamic"
     rate: float = Field(0.15, gt=0, le=1, description="expected share of masked tokens")
 
-    def choose(self, example: Example, rng: np.random.Generator) -> NDArray[np.bool_]:
-        """Bool [length]: the targets; see ``Masker``."""
-        hidden = rng.random(len(example.tokens), np.float32) < self.rate
-        hidden &= ~example.special
-        if not hidden.any():
-            words = np.flatnonzero(~example.special)
+    @property
+    def needs_word_starts(self) -> bool:
+        """False: a token is a token."""
+        return False
+
+    def choose(self, rows: Rows, rngs: Sequence[np.random.Generator]) -> NDArray[np.bool_]:
+        """Bool [n, length]: the targets; see ``Masker``."""
+        drawn = np.empty((len(rows), rows.length), np.float32)
+        for row, rng in enumerate(rngs):
+            rng.random(dtype=np.float32, out=drawn[row])
+        hidden = drawn < self.rate
+        text = ~rows.special
+        hidden &= text
+        for row in np.flatnonzero(~hidden.any(axis=1)).tolist():
+            words = np.flatnonzero(text[row])
             if words.size:
-                hidden[words[rng.integers(words.size)]] = True
+                hidden[row, words[rngs[row].integers(words.size)]] = True
         return hidden

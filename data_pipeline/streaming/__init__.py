@@ -6,6 +6,7 @@ from data_pipeline.streaming.describe import ReadRow, describe_steps
 from data_pipeline.streaming.mixture import Mixture
 from data_pipeline.streaming.order import IndexRange, Order, Picks, slice_of_step
 from data_pipeline.streaming.permutation import permute
+from data_pipeline.streaming.rows import RowReader
 from data_pipeline.streaming.schedule import Schedule
 from data_pipeline.streaming.shuffle import FullShuffle, SourceRows, WindowShuffle
 from data_pipeline.streaming.stream import FixedRows, TokenStream
@@ -20,6 +21,7 @@ __all__ = [
     "Order",
     "Picks",
     "ReadRow",
+    "RowReader",
     "Schedule",
     "SkippedRows",
     "SourceConfig",

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from configs.errors import DataError, RecipeError
-from data_pipeline.example import Example
 from data_pipeline.packing import BestFitPacking, Packing
 from data_pipeline.randomness import keyed
+from data_pipeline.rows import Rows
 from data_pipeline.shards import ShardedDataset, TokenizerRecord, Verify
 from data_pipeline.streaming.config import DataConfig
 from data_pipeline.streaming.cursor import Cursor, SourceState
@@ -79,7 +79,7 @@ class TokenStream:
             config.shuffle,
             config.skipped(),
         )
-        return cls(config, order, RowReader.of(packed, config.length))
+        return cls(config, order, RowReader.of(packed, config.length, seed))
 
     @property
     def sources(self) -> list[str]:
@@ -125,11 +125,11 @@ class TokenStream:
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def examples(self, start: int, stop: int) -> list[Example]:
+    def examples(self, start: int, stop: int) -> Rows:
         """The rows at global indices start up to, not including, stop."""
         return self.examples_at(np.arange(start, stop))
 
-    def examples_at(self, indices: ArrayLike) -> list[Example]:
+    def examples_at(self, indices: ArrayLike) -> Rows:
         """The rows at any global indices, int [n]."""
         return self.reader.read(self.order(indices))
 
@@ -221,7 +221,7 @@ class FixedRows:
         """Hex digest of the contents of the set it is taken from."""
         return self.reader.sources[0].data.content
 
-    def examples(self, start: int, stop: int) -> list[Example]:
+    def examples(self, start: int, stop: int) -> Rows:
         """The rows from number start up to, not including, stop."""
         part = slice(start, stop)
         picks = self.picks

@@ -1,7 +1,7 @@
 """Loss of language models on held-out text, row by row, with the same masks for every model."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import exp, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +20,7 @@ from engine.models import PretrainedModel
 from engine.objectives import ObjectiveConfig
 
 if TYPE_CHECKING:
-    from data_pipeline.example import Example
+    from data_pipeline.rows import Rows
     from engine.learner import Learner
 
 MASK_SEED = 0
@@ -107,29 +107,24 @@ def row_losses(
     return losses
 
 
-def _losses(learner: "Learner", examples: "list[Example]") -> RowLosses:
+def _losses(learner: "Learner", rows: "Rows") -> RowLosses:
     from engine import distributed
     from engine.backends.passes import score_fixed
 
     device = distributed.device()
     learner.to(device)
     sums, counts, tokens = [], [], 0
-    for start in range(0, len(examples), ROWS_TOGETHER):
-        batch = [_as_source(e, i) for i, e in enumerate(examples[start : start + ROWS_TOGETHER])]
+    for start in range(0, len(rows), ROWS_TOGETHER):
+        part = rows[start : start + ROWS_TOGETHER]
+        # Each row as a source of its own, so that the loss comes out row by row; masks stay the
+        # same, as the source's number is no part of what they are keyed by.
+        batch = part.with_sources(np.arange(len(part)))
         made = learner.objective.collate(batch, MASK_SEED, len(batch))
         loss = score_fixed(learner, made, device)
         sums.append(loss.by_source.double().cpu().numpy())
         counts.append(np.array(made.source_counts, np.float64))
         tokens += made.tokens
     return RowLosses(np.concatenate(sums), np.concatenate(counts), tokens)
-
-
-def _as_source(example: "Example", index: int) -> "Example":
-    """Each row of a batch as a source of its own, so that the loss comes out row by row.
-
-    The source's number is no part of what masks are keyed by.
-    """
-    return replace(example, key=replace(example.key, source=index))
 
 
 def compare_losses(

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipeline.example import Example
 from engine.isolation import isolated_inputs
-from engine.rows import batch_of, summed
+from engine.rows import batch_of, one_hot, summed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,9 +55,10 @@ class Classification:
         fills = {"tokens": self.padding, "segments": 0, "positions": 0}
         tensors = {name: _padded(examples, name, (width, fill)) for name, fill in fills.items()}
         tensors["labels"] = torch.tensor([example.label for example in examples])
-        origin = torch.tensor([example.key.source for example in examples])
-        tensors["sources"] = torch.nn.functional.one_hot(origin, sources).float()
-        return batch_of(tensors, examples, np.ones(len(examples), np.int64), sources)
+        source = np.array([example.key.source for example in examples], np.int64)
+        tensors["sources"] = one_hot(source, sources)
+        filled = np.array([np.count_nonzero(example.segments) for example in examples])
+        return batch_of(tensors, source, np.ones_like(source), filled, sources)
 
     def loss(self, learner: "LearnerModule", tensors: Mapping[str, "Tensor"]) -> "Loss":
         """Cross-entropy of each row's class."""

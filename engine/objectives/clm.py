@@ -7,6 +7,7 @@ import numpy as np
 
 from configs.schema import Config
 from data_pipeline.example import Example
+from data_pipeline.rows import Rows
 from engine.isolation import isolated_inputs
 from engine.rows import batch_of, stack, summed
 
@@ -20,6 +21,11 @@ class CausalLanguageModelling(Config):
     """Predict the next token; never across the border of two documents."""
 
     name: Literal["clm"] = "clm"
+
+    @property
+    def needs_word_starts(self) -> bool:
+        """False."""
+        return False
 
     def build(self, special: Mapping[str, int], vocabulary_size: int) -> "CausalObjective":
         """The objective; it needs nothing of the vocabulary."""
@@ -44,16 +50,18 @@ class CausalObjective:
         import torch
 
         del seed
-        segments = np.stack([row.segments for row in examples])
-        tokens = np.stack([row.tokens for row in examples])
+        rows = Rows.of(examples)
+        segments = rows.segments
         predicts = np.zeros(segments.shape, dtype=np.bool_)
         predicts[:, :-1] = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         at = np.flatnonzero(predicts)
-        tensors = stack(examples, sources) | {
+        tensors = stack(rows, sources)
+        tensors |= {
             "at": torch.from_numpy(at),
-            "labels": torch.from_numpy(tokens.ravel()[at + 1]).long(),
+            "labels": tensors["tokens"].flatten()[torch.from_numpy(at + 1)],
         }
-        return batch_of(tensors, examples, predicts.sum(1), sources)
+        targets = np.count_nonzero(predicts, axis=1)
+        return batch_of(tensors, rows.keys.source, targets, rows.layout.filled(), sources)
 
     def loss(self, learner: "LearnerModule", tensors: Mapping[str, "Tensor"]) -> "Loss":
         """Cross-entropy of the next tokens."""

@@ -11,7 +11,8 @@ from configs.errors import DataError
 from configs.schema import Config
 from data_pipeline.example import Example
 from data_pipeline.masking import DynamicMasking, Masking
-from data_pipeline.randomness import generator
+from data_pipeline.randomness import generators
+from data_pipeline.rows import Rows
 from engine.isolation import isolated_inputs
 from engine.rows import batch_of, stack, summed
 
@@ -35,6 +36,11 @@ class MaskedLanguageModelling(Config):
             msg = f"masked {self.masked} + random {self.random} is more than 1"
             raise ValueError(msg)
         return self
+
+    @property
+    def needs_word_starts(self) -> bool:
+        """Whether the masking policy goes by words: shards without annotations are then refused."""
+        return self.masking.needs_word_starts
 
     def build(self, special: Mapping[str, int], vocabulary_size: int) -> "MaskedObjective":
         """The objective over a vocabulary.
@@ -79,26 +85,41 @@ class MaskedObjective:
         """Masked rows, the flat positions [T] of the targets, and what stood there."""
         import torch
 
-        tensors = stack(examples, sources)
-        chosen = [self._hide(row, seed, tensors["tokens"][i]) for i, row in enumerate(examples)]
-        width = len(examples[0].tokens)
-        at = np.concatenate([places + i * width for i, places in enumerate(chosen)])
-        original = np.concatenate([row.tokens[p] for row, p in zip(examples, chosen, strict=True)])
-        tensors |= {"at": torch.from_numpy(at), "labels": torch.from_numpy(original).long()}
-        targets = np.array([len(places) for places in chosen])
-        return batch_of(tensors, examples, targets, sources)
+        rows = Rows.of(examples)
+        rngs = generators(seed, rows.keys)
+        hidden = self._config.masking.choose(rows, rngs)
+        at, targets = np.flatnonzero(hidden), np.count_nonzero(hidden, axis=1)
+        tensors = stack(rows, sources)
+        tokens = tensors["tokens"].numpy().reshape(-1)
+        original = tokens[at]
+        tokens[at] = self._shown(original, targets, rngs)
+        tensors |= {"at": torch.from_numpy(at), "labels": torch.from_numpy(original)}
+        return batch_of(tensors, rows.keys.source, targets, rows.layout.filled(), sources)
 
-    def _hide(self, example: Example, seed: int, tokens: "Tensor") -> NDArray[np.int64]:
-        """Overwrite the example's targets in ``tokens`` [L]; return where they are."""
-        rng = generator(seed, example.key)
-        places = np.flatnonzero(self._config.masking.choose(example, rng))
-        fate = rng.random(len(places))
-        masked = fate < self._config.masked
-        random = ~masked & (fate < self._config.masked + self._config.random)
-        drawn = self._ordinary[rng.integers(0, len(self._ordinary), len(places))]
-        shown = np.where(masked, self._mask_id, np.where(random, drawn, example.tokens[places]))
-        tokens.numpy()[places] = shown
-        return places
+    def _shown(
+        self,
+        original: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        rngs: Sequence[np.random.Generator],
+    ) -> NDArray[np.int64]:
+        """What stands in the places of targets, int64 [T]: a mask, a random token, or themselves.
+
+        Args:
+            original: int64 [T], row by row.
+            targets: int64 [B], how many of each row.
+            rngs: of each row.
+        """
+        fate = np.empty(len(original))
+        drawn = np.empty(len(original), np.int64)
+        first = 0
+        for rng, count in zip(rngs, targets.tolist(), strict=True):
+            part = slice(first, first + count)
+            rng.random(out=fate[part])
+            drawn[part] = rng.integers(0, len(self._ordinary), count)
+            first += count
+        shares = self._config
+        random = np.where(fate < shares.masked + shares.random, self._ordinary[drawn], original)
+        return np.where(fate < shares.masked, self._mask_id, random)
 
     def loss(self, learner: "LearnerModule", tensors: Mapping[str, "Tensor"]) -> "Loss":
         """Cross-entropy at the targets; the vocabulary head sees nothing else where it can be."""

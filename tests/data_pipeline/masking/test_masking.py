@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 
 from data_pipeline.example import SENTENCE_START, WORD_START, Example, ExampleKey
 from data_pipeline.masking import DynamicMasking, Masking, WholeWordMasking
-from data_pipeline.randomness import generator
+from data_pipeline.randomness import generator, generators
+from data_pipeline.rows import Rows
 
 MEMBERS = [DynamicMasking(), WholeWordMasking()]
 by_name = pytest.mark.parametrize("masking", MEMBERS, ids=lambda masking: masking.name)
@@ -42,6 +43,11 @@ def row(documents, padding=0, *, specials=True, epoch=0):
     )
 
 
+def choose(masking, example, rng):
+    """The targets of one row, bool [length]."""
+    return masking.choose(Rows.of([example]), [rng])[0]
+
+
 DOCUMENT = st.builds(
     lambda first, rest: [first, *rest],
     st.integers(-4, 5).filter(bool),
@@ -70,7 +76,7 @@ def words_of(example):
 @settings(max_examples=60, deadline=None)
 def test_specials_and_padding_are_never_hit_and_something_is(masking, example, rate, seed):
     masking = masking.model_copy(update={"rate": rate})
-    hidden = masking.choose(example, generator(seed, example.key))
+    hidden = choose(masking, example, generator(seed, example.key))
     assert hidden.dtype == np.bool_
     assert hidden.shape == example.tokens.shape
     assert not (hidden & example.special).any()
@@ -80,7 +86,7 @@ def test_specials_and_padding_are_never_hit_and_something_is(masking, example, r
 @given(example=ROWS, rate=RATES, seed=st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
 def test_words_are_hidden_whole(example, rate, seed):
-    hidden = WholeWordMasking(rate=rate).choose(example, generator(seed, example.key))
+    hidden = choose(WholeWordMasking(rate=rate), example, generator(seed, example.key))
     for word in words_of(example):
         assert len(set(hidden[word].tolist())) == 1
 
@@ -91,7 +97,7 @@ def test_words_do_not_run_on_into_the_next_document(documents):
     example = row(documents, specials=False)
     words = words_of(example)
     hidden = [
-        WholeWordMasking(rate=0.5).choose(example, np.random.default_rng(seed))
+        choose(WholeWordMasking(rate=0.5), example, np.random.default_rng(seed))
         for seed in range(40)
     ]
     for first, second in pairwise(words):
@@ -103,7 +109,7 @@ def test_the_same_key_gives_the_same_mask_and_any_other_another(masking):
     example = row([[1, 2, 3] * 20, [2] * 30], 4)
 
     def mask(key, seed=3):
-        return tuple(masking.choose(example, generator(seed, key)).tolist())
+        return tuple(choose(masking, example, generator(seed, key)).tolist())
 
     key = example.key
     assert mask(key) == mask(key)
@@ -117,26 +123,48 @@ def test_the_same_key_gives_the_same_mask_and_any_other_another(masking):
 
 
 @by_name
+@given(
+    examples=st.lists(st.lists(DOCUMENT, min_size=0, max_size=2), min_size=1, max_size=4),
+    rate=RATES,
+)
+@settings(max_examples=40, deadline=None)
+def test_a_rows_targets_do_not_depend_on_the_rows_beside_it(masking, examples, rate):
+    masking = masking.model_copy(update={"rate": rate})
+    longest = max(sum(sum(map(abs, d)) + 2 for d in documents) for documents in examples) + 1
+    made = [row(documents) for documents in examples]
+    made = [
+        row(documents, longest - len(short.tokens), epoch=number)
+        for number, (documents, short) in enumerate(zip(examples, made, strict=True))
+    ]
+    rows = Rows.of(made)
+    together = masking.choose(rows, generators(7, rows.keys))
+    for example, hidden in zip(made, together, strict=True):
+        assert np.array_equal(hidden, choose(masking, example, generator(7, example.key)))
+
+
+@by_name
 @pytest.mark.parametrize("rate", [0.15, 0.4])
 def test_the_share_of_hidden_tokens_is_the_rate(masking, rate):
     example = row([[1, 1, 2, 3, 1] * 12, [1, 4] * 20], 10)
     text = np.count_nonzero(~example.special)
     masking = masking.model_copy(update={"rate": rate})
-    hidden = [masking.choose(example, np.random.default_rng(seed)).sum() for seed in range(400)]
+    hidden = [choose(masking, example, np.random.default_rng(seed)).sum() for seed in range(400)]
     assert abs(np.mean(hidden) / text - rate) < 0.01
 
 
 @by_name
 def test_a_row_without_any_text_has_no_target(masking):
     example = row([[]], 3)
-    assert not masking.choose(example, np.random.default_rng(1)).any()
+    assert not choose(masking, example, np.random.default_rng(1)).any()
 
 
 @by_name
 def test_the_one_target_of_a_sparse_row_may_be_any_token(masking):
     example = row([[1] * 6])
     masking = masking.model_copy(update={"rate": 1e-9})
-    hit = {masking.choose(example, np.random.default_rng(s)).nonzero()[0].item() for s in range(99)}
+    hit = {
+        choose(masking, example, np.random.default_rng(s)).nonzero()[0].item() for s in range(99)
+    }
     assert hit == set(range(1, 7))
 
 

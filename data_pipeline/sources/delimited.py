@@ -158,13 +158,14 @@ class CsvPart:
 
     def read(self) -> Iterator[Document | Rejected]:
         columns: Sequence[str] | None = self.columns
+        shown, name = str(self.file), self.file.name
         for record in _records(self.file, self.span, self.form):
             if record.is_blank:
                 continue
             if columns is None:
                 columns = self._columns(record)
                 continue
-            where = f"{self.file}:{record.line}"
+            where = f"{shown}:{record.line}"
             values = self._values(record)
             if isinstance(values, str):
                 yield Rejected(where, values)
@@ -172,7 +173,7 @@ class CsvPart:
                 yield Rejected(where, f"{len(values)} values, expected {len(columns)}")
             else:
                 named = dict(zip(columns, values, strict=True))
-                yield self.fields.document(named, f"{self.file.name}:{record.line}", where)
+                yield self.fields.document(named, f"{name}:{record.line}", where)
 
     def header(self) -> tuple[str, ...] | None:
         """The names of the columns; None for a file without a record."""

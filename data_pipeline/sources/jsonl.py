@@ -34,12 +34,13 @@ class JsonlPart:
     longest: int
 
     def read(self) -> Iterator[Document | Rejected]:
+        shown, name = str(self.file), self.file.name
         for number, line in lines_of(self.file, self.span, self.longest):
-            where = f"{self.file}:{number}"
+            where = f"{shown}:{number}"
             if isinstance(line, Overlong):
                 yield Rejected(where, line.reason(self.longest))
             elif line.strip():
-                yield self._document(f"{self.file.name}:{number}", where, line)
+                yield self._document(f"{name}:{number}", where, line)
 
     def _document(self, place: str, where: str, line: bytes) -> Document | Rejected:
         values = _parsed(line)
@@ -59,7 +60,7 @@ class _DuplicateKeyError(ValueError):
 def _parsed(line: bytes) -> dict[str, Any] | str:
     """The object of a line, or why there is none."""
     try:
-        values = json.loads(line.rstrip(b"\r\n").decode(), object_pairs_hook=_unambiguous)
+        values = _DECODER.decode(line.rstrip(b"\r\n").decode())
     except UnicodeDecodeError as error:
         return f"not UTF-8 at byte {error.start} of the line"
     except json.JSONDecodeError as error:
@@ -82,3 +83,6 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise _DuplicateKeyError(key)
             seen.add(key)
     return values
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unambiguous)

@@ -77,7 +77,7 @@ def test_a_script_is_never_run(folder):
 def test_a_malformed_file_is_an_error_that_names_the_way_out(tmp_path):
     content = as_jsonl(ROWS)
     (tmp_path / "rows.jsonl").write_bytes(content + b'{"text": "cut')
-    with pytest.raises(DataError, match="train: .*record by record by the sources jsonl, csv"):
+    with pytest.raises(DataError, match=r"train: .*record by record by the sources jsonl, csv"):
         texts(tmp_path)
 
 

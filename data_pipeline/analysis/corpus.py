@@ -74,10 +74,11 @@ def word_tokens(data: ShardedDataset, place: int) -> list[int]:
     shard = data.shards[number]
     place -= int(ends[number]) - shard.record.tokens
     sequence = int(np.searchsorted(shard.index.starts, place, "right")) - 1
-    stop = int(shard.index.starts[sequence] + shard.index.lengths[sequence])
-    begins = np.flatnonzero(data.shard_annotations(number)[place + 1 : stop] & WORD_START)
-    end = place + 1 + int(begins[0]) if begins.size else stop
-    ids: list[int] = data.shard_tokens(number)[place:end].tolist()
+    place -= int(shard.index.starts[sequence])
+    tokens = data.tokens(shard.first + sequence)
+    begins = np.flatnonzero(data.annotations(shard.first + sequence)[place + 1 :] & WORD_START)
+    end = place + 1 + int(begins[0]) if begins.size else len(tokens)
+    ids: list[int] = tokens[place:end].tolist()
     return ids
 
 

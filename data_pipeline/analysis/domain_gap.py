@@ -39,7 +39,7 @@ from data_pipeline.analysis.describe import (
 )
 from data_pipeline.analysis.stretches import Reader
 from data_pipeline.analysis.vocabulary import Speller, Vocabulary
-from data_pipeline.shards import ShardedDataset, Verify
+from data_pipeline.shards import CacheConfig, Mode, ShardedDataset, Verify, find_shards
 from data_pipeline.tokenization import load_backend, tokenizer_sha256
 from data_pipeline.whole_file import write_whole
 
@@ -50,7 +50,7 @@ class GapStage(StageConfig):
     """Measures every pair of corpora; writes ``results.json`` in its folder.
 
     Attributes:
-        corpora: name -> location of a shard folder.
+        corpora: name -> location of a shard folder, here or a URL.
         tokenizer: location of the tokenizer that made them all; spells the words.
         top: how many of the most frequent words the overlap is of.
         distinctive: how many words that set one corpus off from the other are listed.
@@ -62,9 +62,12 @@ class GapStage(StageConfig):
             describe documents.
         context: how the neighbours of words are compared; null: not at all.
         clusters: how documents are clustered; null: not at all.
+        cache: where shards at URLs are kept.
+        mode: how shards are read; ``pread`` for file systems that cannot map files.
     """
 
     VERSION: ClassVar[int] = 2
+    UNKEYED: ClassVar[frozenset[str]] = frozenset({"cache", "mode"})
 
     kind: Literal["gap"] = "gap"
     corpora: dict[str, str] = Field(min_length=2)
@@ -77,13 +80,15 @@ class GapStage(StageConfig):
     vocabulary: int = Field(20_000, ge=1)
     context: Context | None = Context()
     clusters: Clusters | None = Clusters()
+    cache: CacheConfig = CacheConfig()
+    mode: Mode = "mmap"
 
     def check(self, context: StageContext) -> None:
         """Missing or damaged shards, shards of another tokenizer or without words."""
         locations = [self.tokenizer, *self.corpora.values()]
         for location in locations:
             if context.is_made(location):
-                context.locate(location)
+                find_shards(location, context.locate)
         if all(map(context.is_made, locations)):
             self._open(context)
 
@@ -111,7 +116,9 @@ class GapStage(StageConfig):
     def _open(self, context: StageContext, verify: Verify = "sizes") -> dict[str, Reader]:
         digest = tokenizer_sha256(context.locate(self.tokenizer))
         opened = {
-            name: ShardedDataset.open(context.locate(location), verify)
+            name: ShardedDataset.open(
+                find_shards(location, context.locate), verify, mode=self.mode, cache=self.cache
+            )
             for name, location in self.corpora.items()
         }
         for data in opened.values():

@@ -37,8 +37,8 @@ class Reader:
         if "0" not in data.manifest.annotations:
             msg = (
                 f"{data.folder}: these shards have no word starts (they were adopted, or made "
-                "without annotations), and words are what is compared here; prepare the corpus "
-                "from its text"
+                "without annotations), and words are what is compared here; adopt them with "
+                "--annotate, or prepare the corpus from its text"
             )
             raise DataError(msg)
         return cls(data, seed, min(1.0, tokens / max(1, data.manifest.tokens)))
@@ -49,15 +49,22 @@ class Reader:
         for number, shard in enumerate(self.data.shards):
             starts, lengths = shard.index.starts, shard.index.lengths.astype(np.int64)
             kept = self._kept(np.arange(len(starts)) + shard.first)
+            if not kept.size:
+                place += shard.record.tokens
+                continue
+            # Once for all its stretches: by pread each call reads the whole shard.
+            tokens, annotations = (
+                self.data.shard_tokens(number),
+                self.data.shard_annotations(number),
+            )
             ends = np.cumsum(lengths[kept])
-            total = int(ends[-1]) if ends.size else 0
-            cuts = np.searchsorted(ends - lengths[kept], np.arange(0, total, size))
+            cuts = np.searchsorted(ends - lengths[kept], np.arange(0, int(ends[-1]), size))
             for first, last in pairwise(np.unique(np.append(cuts, len(kept))).tolist()):
                 own = kept[first:last]
                 at = ranges(starts[own], lengths[own])
                 yield Stretch(
-                    tokens=self.data.shard_tokens(number)[at],
-                    annotations=self.data.shard_annotations(number)[at],
+                    tokens=tokens[at],
+                    annotations=annotations[at],
                     starts=np.cumsum(lengths[own]) - lengths[own],
                     numbers=own + shard.first,
                     places=at + place,

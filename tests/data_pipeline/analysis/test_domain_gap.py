@@ -235,6 +235,16 @@ def test_a_sample_is_fixed_and_of_whole_documents(tmp_path):
     assert sum(len(part.numbers) for part in none.stretches()) == 400
 
 
+def test_where_and_how_shards_are_read_does_not_matter(context):
+    fingerprint = stage().run(context)
+    assert stage(mode="pread").run(context) == fingerprint
+    url = context.locate("stage:prepare/domain").resolve().as_uri()
+    cache = {"folder": str(context.folder / "cache")}
+    given = stage(corpora={"general": "stage:prepare/general", "domain": url}, cache=cache)
+    given.check(context)
+    assert given.run(context) == fingerprint
+
+
 def test_a_sample_of_nothing_is_refused(context):
     with pytest.raises(DataError, match="raise sample_tokens"):
         stage(sample_tokens=1).run(context)

@@ -69,7 +69,7 @@ class Decontamination(Config):
     def build(self, locate: Callable[[str], Path]) -> "Evaluation":
         """Read the files; DataError naming file and line of a row without ``text``."""
         texts = (
-            (f"{location}:{document.id}", document.text)
+            (_row_name(location, document.id), document.text)
             for location, source in zip(self.against, self.sources(), strict=True)
             for document in source.documents(locate)
         )
@@ -368,6 +368,12 @@ def _table(entries: Sequence[tuple[int, int, int, bytes]]) -> _Table:
         np.array(rows, np.int32),
         np.frombuffer(b"".join(digests), np.uint8).reshape(-1, _DIGEST_BYTES),
     )
+
+
+def _row_name(location: str, name: str) -> str:
+    """A row's id is ``file:line``, without the folders above the file that was given."""
+    folder, slash, file = location.rpartition("/")
+    return f"{folder}{slash}{name}" if name.startswith(f"{file}:") else f"{location}:{name}"
 
 
 @lru_cache(maxsize=8)

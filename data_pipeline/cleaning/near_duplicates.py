@@ -98,7 +98,7 @@ def near_duplicates(
 ) -> NDArray[np.int64]:
     """Which earlier text each text is near to, of those that stay.
 
-    Memory is about 40 bytes a text; the signatures may be memory maps, and are read once a band.
+    Memory is about 100 bytes a text; the signatures may be memory maps, and are read once a band.
 
     Args:
         signatures: uint32 [., permutations] each: of N texts in all, held-out ones first.

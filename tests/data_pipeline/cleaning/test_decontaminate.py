@@ -172,8 +172,10 @@ def test_it_is_built_from_files_whose_rows_are_named(tmp_path):
     config = Decontamination(against=[str(path)])
     (hit,) = config.build(Path).find([LONG])
     assert hit is not None
-    assert "test.jsonl" in hit.row
-    assert hit.row.endswith("2")
+    assert hit.row == f"{path}:2"
+    (hit,) = Decontamination(against=[str(tmp_path)]).build(Path).find([LONG])
+    assert hit is not None
+    assert hit.row == f"{tmp_path}:test.jsonl:2"
     before = config.digest(Path)
     path.write_text(json.dumps({"text": "first"}) + "\n")
     assert config.digest(Path) != before

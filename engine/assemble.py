@@ -15,7 +15,7 @@ from configs.schema import Config
 from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline.example import Example
 from data_pipeline.randomness import keyed
-from data_pipeline.shards import Verify
+from data_pipeline.shards import Verify, find_shards
 from data_pipeline.streaming import (
     Cursor,
     DataConfig,
@@ -58,7 +58,9 @@ class PretrainStage(StageConfig):
     """Continued pretraining (or pretraining from random weights) of one model on one mixture."""
 
     RUNS: ClassVar[Runs] = "ranks"
-    UNKEYED: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint", "data.verify"})
+    UNKEYED: ClassVar[frozenset[str]] = frozenset(
+        {"log_every", "checkpoint", "data.verify", "data.mode", "data.cache"}
+    )
     # The cursor of a checkpoint tells whether what has been read is still the same.
     APPENDED: ClassVar[frozenset[str]] = frozenset({"data.changes", "data.skip"})
 
@@ -102,7 +104,7 @@ class PretrainStage(StageConfig):
         self.model.check(context.is_made, context.locate)
         for location in self.held_out().values():
             if context.is_made(location):
-                context.locate(location)
+                find_shards(location, context.locate)
         stream = None
         if all(context.is_made(source.shards) for source in self.data.sources.values()):
             stream = TokenStream.open(self.data, context.locate, self.run_seed(context))
@@ -312,11 +314,12 @@ def _validation(parts: Parts, board: "TensorBoardHook") -> list["Hook"]:
     sets = {}
     for name, location in asked.sets.items():
         rows = FixedRows.open(
-            parts.context.locate(location),
+            find_shards(location, parts.context.locate),
             parts.stage.data.length,
             asked.rows,
             parts.stage.data.packing,
             _packing_cache(parts.context),
+            shards=parts.stage.data.cache,
         )
         _require_same_tokenizer(name, rows, parts.stream)
         _require_word_starts(parts.stage.objective, rows.reader)

@@ -9,6 +9,8 @@ from configs.errors import RecipeError
 # Nothing secret: deepspeed puts these on a command line that every user of the hosts can read.
 _FORWARDED = (
     "ONWARD_CACHE",
+    "ONWARD_REMOTE_DEADLINE",
+    "ONWARD_REMOTE_TIMEOUT",
     "DS_ACCELERATOR",
     "OMP_NUM_THREADS",
     "HF_HOME",

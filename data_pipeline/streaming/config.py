@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from configs.errors import RecipeError
 from configs.schema import Config
 from data_pipeline.packing import BestFitPacking, Packing
-from data_pipeline.shards import Verify
+from data_pipeline.persistence import require_no_secrets
+from data_pipeline.shards import CacheConfig, Mode, Verify
 from data_pipeline.streaming.order import IndexRange, require_ascending
 from data_pipeline.streaming.schedule import Schedule
 from data_pipeline.streaming.shuffle import FullShuffle, ShuffleConfig
@@ -18,13 +19,21 @@ from data_pipeline.streaming.shuffle import FullShuffle, ShuffleConfig
 class SourceConfig(Config):
     """One source of a mixture."""
 
-    shards: str = Field(description="location of a shard folder")
+    shards: str = Field(description="location of a shard folder; a URL, too")
     weight: float = Field(1.0, gt=0, description="its share of the rows, relative to the others'")
     most_epochs: float | None = Field(
         None,
         gt=0,
         description="passes after which it is not read again and the others share its part",
     )
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Self:
+        try:
+            require_no_secrets(self.shards)
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
+        return self
 
 
 class WeightChange(Config):
@@ -51,6 +60,8 @@ class DataConfig(Config):
     changes: tuple[WeightChange, ...] = Field((), description="new weights in mid-run")
     skip: tuple[SkippedRows, ...] = Field((), description="rows that are not read")
     verify: Verify = Field("digests", description="how shards are checked before the first step")
+    mode: Mode = Field("mmap", description="pread: for file systems that cannot map files")
+    cache: CacheConfig = Field(CacheConfig(), description="where shards at URLs are kept")
 
     @model_validator(mode="after")
     def _schedule(self) -> Self:

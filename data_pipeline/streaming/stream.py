@@ -13,7 +13,7 @@ from configs.errors import DataError, RecipeError
 from data_pipeline.packing import BestFitPacking, Packing
 from data_pipeline.randomness import keyed
 from data_pipeline.rows import Rows
-from data_pipeline.shards import ShardedDataset, TokenizerRecord, Verify
+from data_pipeline.shards import CacheConfig, ShardedDataset, TokenizerRecord, Verify, find_shards
 from data_pipeline.streaming.config import DataConfig
 from data_pipeline.streaming.cursor import Cursor, SourceState
 from data_pipeline.streaming.order import ORDER_VERSION, Order, Picks
@@ -51,7 +51,7 @@ class TokenStream:
 
         Args:
             config: sources, weights, row length, packing.
-            locate: location of a shard folder -> its path.
+            locate: location of a shard folder -> its path; URLs are opened as they are.
             seed: of the order.
             cache: folder of packing plans; None makes them afresh.
             verify: ``digests`` hashes every byte of the shards before one is used.
@@ -62,7 +62,13 @@ class TokenStream:
             RecipeError: the same data twice, or rows too short for the special tokens.
         """
         data = {
-            name: ShardedDataset.open(locate(source.shards), verify, share)
+            name: ShardedDataset.open(
+                find_shards(source.shards, locate),
+                verify,
+                share,
+                mode=config.mode,
+                cache=config.cache,
+            )
             for name, source in config.sources.items()
         }
         _require_one_tokenizer(data)
@@ -189,18 +195,29 @@ class FixedRows:
     @classmethod
     def open(
         cls,
-        folder: Path,
+        folder: Path | str,
         length: int,
         rows: int,
         packing: Packing = BestFitPacking(),  # noqa: B008 -- frozen
         cache: Path | None = None,
+        *,
+        shards: CacheConfig = CacheConfig(),  # noqa: B008 -- frozen
     ) -> "FixedRows":
         """Choose ``rows`` rows of a shard folder, or all when it has no more than that.
+
+        Args:
+            folder: its path or URL.
+            length: tokens a row.
+            rows: how many.
+            packing: how rows are filled.
+            cache: folder of packing plans; None makes them afresh.
+            shards: where shards at a URL are kept.
 
         Raises:
             DataError: a damaged shard; every byte is hashed, as held-out sets are small.
         """
-        data = ShardedDataset.open(folder, verify="digests")
+        # Few rows are read, so they need no map, which some file systems refuse.
+        data = ShardedDataset.open(folder, verify="digests", mode="pread", cache=shards)
         source = PackedSource.open(data, packing, length, cache)
         count = min(rows, len(source))
         sample = permute(np.arange(count), len(source), keyed(0, "fixed", source.data.content))

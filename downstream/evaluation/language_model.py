@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 from configs.errors import DataError, NumericalError
 from configs.schema import Config
 from data_pipeline.packing import BestFitPacking, Packing
+from data_pipeline.shards import find_shards
 from data_pipeline.streaming import FixedRows
 from data_pipeline.tokenization import tokenizer_sha256
 from downstream.evaluation.significance import Resampling, paired_ratio_interval
@@ -84,7 +85,7 @@ def row_losses(
     from engine.isolation import require_positions
     from engine.learner import Learner
 
-    folder = locate(config.sets[name])
+    folder = find_shards(config.sets[name], locate)
     rows = FixedRows.open(folder, config.length, config.rows, config.packing)
     record = rows.tokenizer
     objective = config.objective.build(record.special, record.vocabulary_size)

@@ -75,7 +75,8 @@ class Speller:
     def _look_up(self, key: int) -> tuple[str, bool]:
         if key not in self._known:
             tokens = self._tokens(np.uint64(key))
-            text = self.backend.decode(tokens, skip_special_tokens=False).strip()
+            # Some decoders set blanks between the tokens of a Chinese word.
+            text = "".join(self.backend.decode(tokens, skip_special_tokens=False).split())
             plain = self.backend.decode(tokens, skip_special_tokens=True)
             self._known[key] = text, any(map(str.isalpha, plain))
         return self._known[key]

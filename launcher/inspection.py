@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def order_table(recipe: "Recipe", name: str, steps: range, world: int) -> list[dict[str, Any]]:
-    """Every row that the steps (counted from 0) read: step, rank, source, epoch, sample, documents.
+    """Every row that the steps (counted from 0) read: who reads it, and what stands in it.
 
     Raises:
         RecipeError: no such pretraining stage, steps beyond its end, a batch that does not divide.
@@ -39,26 +39,31 @@ def order_table(recipe: "Recipe", name: str, steps: range, world: int) -> list[d
             "source": row.source,
             "epoch": row.epoch,
             "sample": row.sample,
+            "shard": row.shard,
             "documents": [
                 {"sequence": piece.sequence, "start": piece.start, "length": piece.length}
                 for piece in row.documents
             ],
         }
+        | ({} if row.label is None else {"label": row.label})
         for row in describe_steps(stream, steps, batch, world)
     ]
 
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The table for a person: a document is ``sequence[start:stop]`` of its shard folder."""
-    yield "  step rank    index source       epoch   sample  documents\n"
+    labelled = any("label" in row for row in rows)
+    label = " label" if labelled else ""
+    yield f"  step rank    index source       epoch   sample shard{label}  documents\n"
     for row in rows:
         documents = " ".join(
             f"{piece['sequence']}[{piece['start']}:{piece['start'] + piece['length']}]"
             for piece in row["documents"]
         )
+        label = f"{row['label']:>6}" if labelled else ""
         yield (
             f"{row['step']:>6} {row['rank']:>4} {row['index']:>8} {row['source']:<12} "
-            f"{row['epoch']:>5} {row['sample']:>8}  {documents}\n"
+            f"{row['epoch']:>5} {row['sample']:>8} {row['shard']:>5}{label}  {documents}\n"
         )
 
 

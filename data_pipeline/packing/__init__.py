@@ -13,7 +13,7 @@ from data_pipeline.packing.sentence_pairs import SentencePairsPacking
 from data_pipeline.packing.single import SinglePacking
 
 Packing = Annotated[
-    BestFitPacking | ConcatenatePacking | SinglePacking,
+    BestFitPacking | ConcatenatePacking | SinglePacking | SentencePairsPacking,
     Field(discriminator="name"),
 ]
 

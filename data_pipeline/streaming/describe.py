@@ -20,7 +20,9 @@ class ReadRow:
         source: name.
         epoch: of the source.
         sample: row number in the source.
+        shard: of the source, that it lies in.
         documents: what stands in it.
+        label: of a sentence pair: 1 consecutive, 0 not, -1 no pair; None: rows are no pairs.
     """
 
     step: int
@@ -29,7 +31,9 @@ class ReadRow:
     source: str
     epoch: int
     sample: int
+    shard: int
     documents: tuple[Piece, ...]
+    label: int | None
 
 
 def describe_steps(
@@ -50,15 +54,11 @@ def _describe_slice(
     start, stop = slice_of_step(step, global_batch, rank, world)
     picks = stream.order(np.arange(start, stop))
     columns = (column.tolist() for column in (picks.source, picks.epoch, picks.sample))
-    return [
-        ReadRow(
-            step=step,
-            rank=rank,
-            index=index,
-            source=stream.sources[source],
-            epoch=epoch,
-            sample=sample,
-            documents=tuple(stream.reader.sources[source].pieces(sample)),
+    described = []
+    for index, source, epoch, sample in zip(range(start, stop), *columns, strict=True):
+        row = stream.reader.sources[source].describe(sample, epoch, stream.order.seed)
+        name = stream.sources[source]
+        described.append(
+            ReadRow(step, rank, index, name, epoch, sample, row.shard, row.pieces, row.label)
         )
-        for index, source, epoch, sample in zip(range(start, stop), *columns, strict=True)
-    ]
+    return described

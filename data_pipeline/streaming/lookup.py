@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.packing import SentencePairsPacking
-from data_pipeline.packing.sentence_pairs import PackedShard, draws
-from data_pipeline.randomness import keyed
 from data_pipeline.streaming.gather import STRETCH, WINDOW, PieceTable, ShardSize, lay_out
 from data_pipeline.streaming.order import Picks
 from data_pipeline.streaming.packed import PackedSource
@@ -179,17 +177,12 @@ class RowIndex:
     ) -> tuple[PieceTable, NDArray[np.int64]]:
         """Rows of sentence pairs, and their labels: drawn afresh in every epoch."""
         packed = self.sources[source]
-        assert isinstance(packed.packing, SentencePairsPacking)
-        index = packed.data.shards[shard].index
-        key = keyed(self.seed, "pairs", packed.data.content)
-        shape = packed.shape
-        packed_shard = PackedShard(packed.plan(shard), shape, index.starts, index.lengths)
-        pairs = packed.packing.pairs(packed_shard, rows, draws(key, samples, epochs))
+        pairs = packed.pairs(shard, rows, self.seed, samples, epochs)
         there = pairs.lengths.reshape(-1) > 0
         offsets = np.append(0, np.cumsum(there.reshape(-1, 2).sum(1)))
         joined = np.tile([False, True], len(rows))[there]
         starts, lengths = pairs.starts.reshape(-1)[there], pairs.lengths.reshape(-1)[there]
-        table = lay_out(offsets, starts, lengths, joined, shape, self._size(source, shard))
+        table = lay_out(offsets, starts, lengths, joined, packed.shape, self._size(source, shard))
         return table, pairs.labels
 
 

@@ -9,8 +9,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.packing import Packer, PackingPlan, RowShape, ShardText, cached_plan
+from data_pipeline.packing import (
+    Packer,
+    PackingPlan,
+    RowShape,
+    SentencePairsPacking,
+    ShardText,
+    cached_plan,
+)
 from data_pipeline.packing.cache import cached_row_starts, keep_row_starts
+from data_pipeline.packing.sentence_pairs import PackedShard, Pairs, draws
+from data_pipeline.randomness import keyed
 from data_pipeline.shards import ShardedDataset
 
 OPEN_PLANS = 128
@@ -24,6 +33,21 @@ class Piece:
     sequence: int
     start: int
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedRow:
+    """What stands in a row.
+
+    Attributes:
+        shard: number of the shard that it lies in.
+        pieces: in order.
+        label: of a sentence pair, as in ``data_pipeline.packing.sentence_pairs``; else None.
+    """
+
+    shard: int
+    pieces: tuple[Piece, ...]
+    label: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +119,50 @@ class PackedSource:
                 self._plans.popitem(last=False)
         return plan
 
-    def shard_of(self, sample: int) -> int:
-        """The number of the shard that a row lies in."""
-        return int(np.searchsorted(self.row_starts, sample, "right")) - 1
+    def pairs(
+        self,
+        shard: int,
+        rows: NDArray[np.int64],
+        seed: int,
+        samples: NDArray[np.int64],
+        epochs: NDArray[np.int64],
+    ) -> Pairs:
+        """The parts of sentence pairs, drawn afresh in every epoch.
 
-    def pieces(self, sample: int) -> list[Piece]:
-        """What stands in a row, in order; sequences are numbered through the data set."""
-        shard = self.shard_of(sample)
-        plan = self.plan(shard)
-        first, stop = plan.offsets[sample - self.row_starts[shard] :][:2]
+        Args:
+            shard: its number.
+            rows: int64 [n], in the plan of the shard.
+            seed: of the run.
+            samples: int64 [n], the rows' numbers in the source.
+            epochs: int64 [n].
+        """
+        if not isinstance(self.packing, SentencePairsPacking):
+            msg = f"packing {self.packing.identity} makes no pairs"
+            raise TypeError(msg)
+        index = self.data.shards[shard].index
+        opened = PackedShard(self.plan(shard), self.shape, index.starts, index.lengths)
+        key = keyed(seed, "pairs", self.data.content)
+        return self.packing.pairs(opened, rows, draws(key, samples, epochs))
+
+    def describe(self, sample: int, epoch: int = 0, seed: int = 0) -> DescribedRow:
+        """What stands in a row, in order; sequences are numbered through the data set.
+
+        Epoch and seed matter to sentence pairs alone.
+        """
+        shard = int(np.searchsorted(self.row_starts, sample, "right")) - 1
         begin = self.data.shards[shard].first
-        found = plan.pieces[first:stop].tolist()
-        return [Piece(begin + sequence, start, length) for sequence, start, length in found]
+        row = sample - int(self.row_starts[shard])
+        if isinstance(self.packing, SentencePairsPacking):
+            drawn = (np.array([each], np.int64) for each in (sample, epoch))
+            pairs = self.pairs(shard, np.array([row]), seed, *drawn)
+            starts = self.data.shards[shard].index.starts
+            sequences = np.searchsorted(starts, pairs.starts[0], "right") - 1
+            inner = pairs.starts[0] - starts[sequences]
+            label = int(pairs.labels[0])
+            found = np.stack((sequences, inner, pairs.lengths[0]), axis=1)
+            found = found[pairs.lengths[0] > 0]
+        else:
+            plan, label = self.plan(shard), None
+            found = plan.pieces[plan.offsets[row] : plan.offsets[row + 1]]
+        pieces = (Piece(begin + number, start, size) for number, start, size in found.tolist())
+        return DescribedRow(shard, tuple(pieces), label)

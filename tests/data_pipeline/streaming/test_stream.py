@@ -48,7 +48,7 @@ def expected(stream, source, sample):
     data = stream.reader.sources[source].data
     prefix, suffix = stream.tokenizer.prefix, stream.tokenizer.suffix
     row = {name: [] for name in FIELDS}
-    for number, piece in enumerate(stream.reader.sources[source].pieces(sample), 1):
+    for number, piece in enumerate(stream.reader.sources[source].describe(sample).pieces, 1):
         part = slice(piece.start, piece.start + piece.length)
         tokens = [*prefix, *data.tokens(piece.sequence)[part].tolist(), *suffix]
         before, after = [0] * len(prefix), [0] * len(suffix)

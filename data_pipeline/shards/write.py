@@ -1,27 +1,26 @@
 """Write sequences into shards; a file gets its name when it is complete, the manifest last."""
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import DataError
+from data_pipeline.disk import disk_errors
 from data_pipeline.shards.layout import index_bytes, token_dtype
 from data_pipeline.shards.manifest import (
     FILE,
     SUFFIXES,
-    FileRecord,
     Manifest,
     ShardRecord,
     TokenizerRecord,
 )
+from data_pipeline.shards.output import HashedOutput
 
 SHARD_TOKENS = 1 << 26
 """A shard is closed by the sequence that brings it to so many tokens (128 MiB of uint16)."""
@@ -106,8 +105,9 @@ Piece = tuple[NDArray[Any], NDArray[np.int32], NDArray[np.uint8]]
 
 def prepare_folder(folder: Path) -> None:
     """Make a folder for shards; old ones in it are removed, their manifest first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _clear(folder)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
 
 
 def write_shard(
@@ -142,7 +142,7 @@ def write_manifest(
         provenance=json.loads(json.dumps(provenance)),
     ).signed()
     text = manifest.model_dump_json(indent=1) + "\n"
-    with _Output(folder / FILE) as output:
+    with HashedOutput(folder / FILE) as output:
         output.write(text.encode())
     return manifest
 
@@ -164,55 +164,6 @@ def _check(folder: Path, vocabulary_size: int, piece: Piece) -> None:
         raise DataError(msg)
 
 
-class _Output:
-    """A file under a temporary name, hashed while written; renamed by leaving without an error."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.tmp")
-        self.stream: IO[bytes] = self.temporary.open("wb")
-        self.bytes = 0
-        self.hash = hashlib.sha256()
-
-    def write(self, content: bytes) -> None:
-        self.stream.write(content)
-        self.hash.update(content)
-        self.bytes += len(content)
-
-    def settle(self) -> None:
-        """All of it is on the disk then: nothing is left that could fail for want of room."""
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-        self.stream.close()
-
-    def commit(self) -> FileRecord:
-        if not self.stream.closed:
-            self.settle()
-        self.temporary.replace(self.path)
-        _sync_folder(self.path.parent)
-        return FileRecord(bytes=self.bytes, sha256=self.hash.hexdigest())
-
-    def abandon(self) -> None:
-        # On a full disk closing fails again, for what is still to be written.
-        with suppress(OSError):
-            self.stream.close()
-        self.temporary.unlink(missing_ok=True)
-
-    def __enter__(self) -> "_Output":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self.commit()
-        else:
-            self.abandon()
-
-
 class _OpenShard:
     """The shard that is being written; only its lengths are held in memory."""
 
@@ -222,9 +173,12 @@ class _OpenShard:
         self.dtype = dtype
         self.tokens = 0
         self.lengths: list[NDArray[np.int32]] = []
-        self.idx: _Output | None = None
-        self.bin = _Output(folder / f"{self.name}.bin")
-        self.ann = _Output(folder / f"{self.name}.ann")
+        self.idx: HashedOutput | None = None
+        with ExitStack() as undo:
+            self.bin = HashedOutput(folder / f"{self.name}.bin")
+            undo.callback(self.bin.abandon)
+            self.ann = HashedOutput(folder / f"{self.name}.ann")
+            undo.pop_all()
 
     def append(
         self, tokens: NDArray[Any], lengths: NDArray[np.int32], annotations: NDArray[np.uint8]
@@ -237,7 +191,7 @@ class _OpenShard:
     def close(self) -> ShardRecord:
         lengths = np.concatenate(self.lengths)
         documents = np.arange(len(lengths) + 1, dtype=np.int64)
-        idx = self.idx = _Output(self.folder / f"{self.name}.idx")
+        idx = self.idx = HashedOutput(self.folder / f"{self.name}.idx")
         idx.write(index_bytes(self.dtype, lengths, documents))
         for output in (self.bin, idx, self.ann):
             output.settle()
@@ -262,11 +216,3 @@ def _clear(folder: Path) -> None:
         name = path.name.removeprefix(".").removesuffix(".tmp")
         if name == FILE or (name.startswith("shard-") and Path(name).suffix in SUFFIXES):
             path.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -104,6 +104,27 @@ def export_model(  # noqa: PLR0913, PLR0917 -- what the caller has in hand after
     tokens = _probe(probe, module.backbone)
     trained = _answer(module.backbone, tokens)
     model: Any = adaptation.merge(module.backbone)
+    return _publish(model, tokenizer, folder, lineage, tokens, trained)
+
+
+def export_untrained(
+    model: Any, tokenizer: Any, folder: Path, lineage: Mapping[str, Any], probe: Any
+) -> Export:
+    """The same for a model that comes from no checkpoint, as it is: fp32, on the CPU."""
+    _check_folder(folder)
+    tokens = _probe(probe, model)
+    return _publish(model, tokenizer, folder, lineage, tokens, _answer(model, tokens))
+
+
+def _publish(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    lineage: Mapping[str, Any],
+    tokens: "Tensor",
+    trained: _Answer,
+) -> Export:
+    """Write aside, load back, compare, and only then give the folder its name."""
     _require_ties(model)
     with commit.disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)

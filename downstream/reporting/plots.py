@@ -1,46 +1,15 @@
 """The report's figures, each drawn from the facts alone."""
 
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from downstream.reporting.figure import COLOURS, STYLE, Plot, finish, new_figure
+from downstream.reporting.gap_plots import draw_gap
 from downstream.reporting.gather import Curve, Facts
 from downstream.reporting.verdict import NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Okabe and Ito's colours, which most kinds of colour blindness can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "svg.hashsalt": "onward",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """One figure in both forms.
-
-    Attributes:
-        name: file name without suffix.
-        caption: what it shows and how to read it.
-        png: 160 dots an inch.
-        svg: for the page.
-    """
-
-    name: str
-    caption: str
-    png: bytes
-    svg: bytes
 
 
 def draw(facts: Facts) -> list[Plot]:
@@ -51,6 +20,8 @@ def draw(facts: Facts) -> list[Plot]:
         plots = [_scores(facts), _differences(facts)]
         if facts.evaluation["language_model"] is not None:
             plots.append(_gain_and_forgetting(facts))
+        if facts.gap is not None:
+            plots += draw_gap(facts.gap)
         if any(curve.metrics for curve in facts.curves):
             plots.append(_curves(facts))
         return [plot for plot in plots if plot is not None]
@@ -59,7 +30,7 @@ def draw(facts: Facts) -> list[Plot]:
 def _scores(facts: Facts) -> Plot:
     evaluation = facts.evaluation
     primary, arms = evaluation["primary"], list(evaluation["arms"])
-    figure = _figure(0.42 * len(arms) + 1.3)
+    figure = new_figure(0.42 * len(arms) + 1.3)
     axes = figure.subplots()
     for place, arm in enumerate(arms):
         values = evaluation["arms"][arm]
@@ -81,7 +52,7 @@ def _scores(facts: Facts) -> Plot:
     _rows(axes, arms)
     axes.set_xlabel(f"{NAMES[primary]} on test")
     caption = "One dot a seed; the bar is mean ± standard deviation over seeds."
-    return _plot("scores", caption, figure)
+    return finish("scores", caption, figure)
 
 
 def _differences(facts: Facts) -> Plot | None:
@@ -90,7 +61,7 @@ def _differences(facts: Facts) -> Plot | None:
     differences = evaluation["differences"][primary]
     if not differences:
         return None
-    figure = _figure(0.42 * len(differences) + 1.3)
+    figure = new_figure(0.42 * len(differences) + 1.3)
     axes = figure.subplots()
     axes.axvline(0, color="#777777", linewidth=1)
     for place, one in enumerate(differences.values()):
@@ -111,14 +82,14 @@ def _differences(facts: Facts) -> Plot | None:
         f"Paired differences with {level} % intervals. Filled: significant after Holm's "
         "correction; hollow: not significant."
     )
-    return _plot("differences", caption, figure)
+    return finish("differences", caption, figure)
 
 
 def _gain_and_forgetting(facts: Facts) -> Plot:
     measured = facts.evaluation["language_model"]
     names = list(dict.fromkeys((measured["gain_on"], measured["forgetting_on"])))
     arms = [arm for arm in measured["arms"] if arm != facts.evaluation["baseline"]]
-    figure = _figure(0.55 * len(arms) + 1.4)
+    figure = new_figure(0.55 * len(arms) + 1.4)
     axes = figure.subplots()
     axes.axvline(0, color="#777777", linewidth=1)
     for index, name in enumerate(names):
@@ -140,21 +111,21 @@ def _gain_and_forgetting(facts: Facts) -> Plot:
         f"Left is better. {measured['gain_on']} to the left: gain; "
         f"{measured['forgetting_on']} to the right: forgetting. Whiskers: intervals over rows."
     )
-    return _plot("language_model", caption, figure)
+    return finish("language_model", caption, figure)
 
 
 def _curves(facts: Facts) -> Plot:
     drawn = [curve for curve in facts.curves if curve.metrics]
     columns = min(2, len(drawn))
     lines = -(-len(drawn) // columns)
-    figure = _figure(2.5 * lines + 0.3)
+    figure = new_figure(2.5 * lines + 0.3)
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes, curve in zip(grid.flat, drawn, strict=False):
         _draw_curve(axes, curve)
     for axes in list(grid.flat)[len(drawn) :]:
         axes.set_visible(False)
     caption = "Training loss between two logged steps, and held-out loss by set (dots)."
-    return _plot("curves", caption, figure)
+    return finish("curves", caption, figure)
 
 
 def _draw_curve(axes: "Axes", curve: Curve) -> None:
@@ -188,16 +159,3 @@ def _rows(axes: "Axes", names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-
-
-def _figure(height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(7.2, height), layout="constrained")
-
-
-def _plot(name: str, caption: str, figure: "Figure") -> Plot:
-    png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    return Plot(name, caption, png.getvalue(), svg.getvalue())

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from downstream.records import write_bytes, write_json, write_text
+from downstream.reporting.figure import Plot
 from downstream.reporting.gather import Facts
-from downstream.reporting.plots import Plot, draw
+from downstream.reporting.plots import draw
 from downstream.reporting.verdict import NAMES, judgement, p_value, verdict
 
 TEMPLATES = Path(__file__).parent / "templates"

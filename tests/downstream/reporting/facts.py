@@ -91,24 +91,52 @@ def evaluation() -> dict[str, Any]:
 
 
 def gap() -> dict[str, Any]:
-    divergence = {"tokens": 0.2, "pairs": 0.5, "words": None}
+    divergence = {"words": None, "tokens": 0.2, "pairs": 0.5}
+    bands = [
+        {"from": 1, "to": 1, "words": 200, "share_of_words": 0.7, "share_of_tokens": 0.3},
+        {"from": 2, "to": 2, "words": 100, "share_of_words": 0.3, "share_of_tokens": 0.7},
+    ]
+    tail = {"bands": bands, "rare_at_most": 1, "rare_words": 0.7, "rare_tokens": 0.3}
     corpus = {
         "documents": 10,
         "tokens": 1000,
         "words": 700,
         "distinct_words": 300,
+        "all_documents": 10,
+        "all_tokens": 1000,
         "fertility": 1.43,
         "unknown_rate": None,
+        "long_tail": {**tail, "once_words": 0.7, "once_tokens": 0.3, "zipf_slope": -1.1},
         "divergence_of_halves": divergence,
+        "balance": 0.8,
     }
     word = {"word": "tensor", "per_million_words": 5.0, "in_the_other": 0.1}
+    shifted = {"word": "cell", "shift": 0.4, "across": 0.6, "within": 0.2}
+    shifted["neighbours"] = {"general": ["prison"], "domain": ["<b>nucleus</b>"]}
     pair = {
         "corpora": ["general", "domain"],
         "vocabulary_overlap": {"top": 10_000, "share": 0.4321},
         "divergence": divergence,
+        "context": {"words": 90, "window": 5, "shift": 0.111, "most_shifted": [shifted]},
         "distinctive_words": {"general": [], "domain": [word]},
     }
-    return {"kind": "gap", "corpora": {"general": corpus, "domain": corpus}, "pairs": [pair]}
+    clusters = [
+        {"words": ["tensor"], "shares": {"general": 0.25, "domain": 1.0}},
+        {"words": [], "shares": {"general": 0.75, "domain": 0.0}},
+    ]
+    measures = {
+        "vocabulary_overlap": [[1.0, 0.4321], [0.4321, 1.0]],
+        "divergence_tokens": [[0.1, 0.2], [0.2, 0.1]],
+        "context_shift": [[None, -0.001], [-0.001, None]],
+        "covered": [[1.0, 0.25], [1.0, 1.0]],
+    }
+    return {
+        "kind": "gap",
+        "corpora": {"general": corpus, "domain": {**corpus, "all_tokens": 5000}},
+        "pairs": [pair],
+        "clusters": {"documents": {"general": 8, "domain": 4}, "clusters": clusters},
+        "matrices": {"corpora": ["general", "domain"], "measures": measures},
+    }
 
 
 def run_folder(folder: Path, with_report: bool = True) -> Path:

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from configs.errors import DataError
+from downstream.records import write_json
 from downstream.report import ReportStage, make_report
 from downstream.reporting.gather import Facts
 from downstream.reporting.render import duration
@@ -50,7 +51,7 @@ def test_the_page_stands_alone_and_is_well_formed(run):
     text = run.read_text()
     page = Page(text)
     assert page.open == []
-    assert len(page.loaded) == 4
+    assert len(page.loaded) == 7
     assert all(source.startswith("data:image/svg+xml;base64,") for source in page.loaded)
     assert not re.search(r"https?://|@import|url\(", text)
 
@@ -66,6 +67,10 @@ def test_the_page_tells_the_findings(run):
     assert "Degenerate runs, kept in all numbers: tapt seed 3." in text
     assert "dapt: held-out domain loss down by 0.310 nats" in text
     assert "43.2 % of 10 000" in text.replace("\u202f", " ")
+    assert "0.111 (90)" in text
+    assert "cell 0.400 prison <b>nucleus</b>" in text
+    assert "Of domain 1 000 of 5 000 tokens" in text.replace("\u202f", " ")
+    assert "1 25.0 % 100.0 % tensor" in text
     assert "pre 2 min 05 s" in text
     assert "trial & error" in text
     assert "<b>bold</b>" in text  # a class name, escaped
@@ -73,7 +78,7 @@ def test_the_page_tells_the_findings(run):
 
 def test_markdown_tables_are_whole(run):
     blocks = re.findall(r"(?:^\|.*\|\n)+", (run.parent / "report.md").read_text(), re.MULTILINE)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         lines = block.splitlines()
         assert len({line.count("|") for line in lines}) == 1, block
@@ -82,10 +87,29 @@ def test_markdown_tables_are_whole(run):
 
 def test_every_plot_is_a_png_and_named_in_markdown(run):
     made = {path.name for path in run.parent.glob("*.png")}
-    assert made == {"scores.png", "differences.png", "language_model.png", "curves.png"}
+    of_gap = {"gap_pairs.png", "long_tail.png", "clusters.png"}
+    assert made == {"scores.png", "differences.png", "language_model.png", "curves.png"} | of_gap
     assert all((run.parent / name).read_bytes().startswith(b"\x89PNG") for name in made)
     named = set(re.findall(r"\]\((\w+\.png)\)", (run.parent / "report.md").read_text()))
     assert named == made
+
+
+def test_a_gap_without_contexts_and_clusters_is_shown_too(tmp_path):
+    folder = facts.run_folder(tmp_path)
+    found = facts.gap()
+    found["pairs"][0]["context"] = found["clusters"] = None
+    found["pairs"][0]["divergence"] = {"words": 0.1, "tokens": 0.2}
+    for corpus in found["corpora"].values():
+        corpus["balance"] = None
+        corpus["divergence_of_halves"] = {"words": 0.1, "tokens": 0.2}
+    for measure in ("context_shift", "covered"):
+        del found["matrices"]["measures"][measure]
+    write_json(folder / "gap" / "results.json", found)
+    page = Page(make_report(folder).read_text())
+    assert page.open == []
+    assert len(page.loaded) == 6
+    assert "shift of contexts (compared words)" not in page.text
+    assert "used otherwise" not in page.text
 
 
 def test_json_holds_the_numbers(run):

@@ -28,7 +28,7 @@ from data_pipeline.tokenization import tokenizer_sha256
 from engine.adaptation import AdaptationConfig, FullTraining
 from engine.backends import BackendConfig
 from engine.models import ModelConfig
-from engine.objectives import ObjectiveConfig
+from engine.objectives import ObjectiveConfig, require_fitting
 from engine.optimization import OptimizerConfig, ScheduleConfig
 from engine.penalties import PenaltyConfig
 
@@ -81,13 +81,14 @@ class PretrainStage(StageConfig):
     seed: int | None = Field(None, description="absent: from the recipe's seed and the stage name")
 
     @model_validator(mode="after")
-    def _one_budget(self) -> Self:
+    def _parts_fit(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             msg = "give exactly one of 'steps' and 'epochs'"
             raise ValueError(msg)
         if self.epochs is not None and len(self.data.sources) > 1:
             msg = "'epochs' has no meaning for a mixture of sources; give 'steps'"
             raise ValueError(msg)
+        require_fitting(self.objective, self.data.packing)
         return self
 
     def run(self, context: StageContext) -> str:

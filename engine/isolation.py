@@ -24,7 +24,8 @@ def isolated_inputs(backbone: "nn.Module", tensors: Mapping[str, "Tensor"]) -> d
 
     Args:
         backbone: the model, for its config and its first position.
-        tensors: int64 ``tokens``, ``segments``, ``positions``, each [B, L].
+        tensors: int64 ``tokens``, ``segments``, ``positions``, each [B, L], and ``parts`` if a
+            document has several: they are the token types of a model that tells two apart.
     """
     config: Any = backbone.config
     inputs: dict[str, Any] = {
@@ -32,6 +33,8 @@ def isolated_inputs(backbone: "nn.Module", tensors: Mapping[str, "Tensor"]) -> d
         "attention_mask": attention_mask(config, tensors["segments"]),
         "position_ids": tensors["positions"] + first_position(backbone),
     }
+    if "parts" in tensors and getattr(config, "type_vocab_size", 1) > 1:
+        inputs["token_type_ids"] = tensors["parts"]
     if is_causal(config):
         inputs["use_cache"] = False
     return inputs

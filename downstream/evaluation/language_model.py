@@ -46,6 +46,12 @@ class LanguageModelEvaluation(Config):
             if getattr(self, key) not in self.sets:
                 msg = f"{key} '{getattr(self, key)}' is not one of the sets {list(self.sets)}"
                 raise ValueError(msg)
+        if self.packing.name == "sentence_pairs" or self.objective.needs_pairs:
+            msg = (
+                "sentence pairs: the pair head is no part of an exported model; "
+                "evaluate masked tokens alone, with another packing"
+            )
+            raise ValueError(msg)
         return self
 
     def locations(self) -> list[str]:

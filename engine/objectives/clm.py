@@ -27,6 +27,11 @@ class CausalLanguageModelling(Config):
         """False."""
         return False
 
+    @property
+    def needs_pairs(self) -> bool:
+        """False."""
+        return False
+
     def build(self, special: Mapping[str, int], vocabulary_size: int) -> "CausalObjective":
         """The objective; it needs nothing of the vocabulary."""
         del special, vocabulary_size

@@ -1,6 +1,7 @@
 """Masked language modelling (Devlin et al., 2019), with any masking policy."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -14,12 +15,13 @@ from data_pipeline.masking import DynamicMasking, Masking
 from data_pipeline.randomness import generators
 from data_pipeline.rows import Rows
 from engine.isolation import isolated_inputs
+from engine.objectives.pairs import PairsConfig, PairsObjective
 from engine.rows import batch_of, stack, summed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from engine.protocols import Architecture, Batch, LearnerModule, Loss
+    from engine.protocols import Architecture, Batch, LearnerModule, Loss, Objective
 
 
 class MaskedLanguageModelling(Config):
@@ -29,6 +31,9 @@ class MaskedLanguageModelling(Config):
     masking: Masking = DynamicMasking()
     masked: float = Field(0.8, ge=0, le=1, description="share of targets shown as the mask token")
     random: float = Field(0.1, ge=0, le=1, description="share shown as a random token")
+    pairs: PairsConfig | None = Field(
+        None, description="predict, too, whether a row's two parts belong together"
+    )
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Self:
@@ -42,7 +47,12 @@ class MaskedLanguageModelling(Config):
         """Whether the masking policy goes by words: shards without annotations are then refused."""
         return self.masking.needs_word_starts
 
-    def build(self, special: Mapping[str, int], vocabulary_size: int) -> "MaskedObjective":
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether rows must be sentence pairs."""
+        return self.pairs is not None
+
+    def build(self, special: Mapping[str, int], vocabulary_size: int) -> "Objective":
         """The objective over a vocabulary.
 
         Args:
@@ -59,7 +69,8 @@ class MaskedLanguageModelling(Config):
             )
             raise DataError(msg)
         ordinary = np.setdiff1d(np.arange(vocabulary_size, dtype=np.int32), list(special.values()))
-        return MaskedObjective(self, int(mask), ordinary)
+        masked = MaskedObjective(self, int(mask), ordinary)
+        return masked if self.pairs is None else PairsObjective(self.pairs, masked)
 
 
 class MaskedObjective:
@@ -125,23 +136,45 @@ class MaskedObjective:
         """Cross-entropy at the targets; the vocabulary head sees nothing else where it can be."""
         from torch.nn.functional import cross_entropy
 
-        logits = target_logits(learner.backbone, tensors)
+        logits = score(learner.backbone, tensors, first=False).logits
         losses = cross_entropy(logits.float(), tensors["labels"], reduction="none")
         width = tensors["tokens"].shape[1]
         return summed(losses, tensors["at"] // width, tensors["sources"])
 
 
-def target_logits(backbone: "nn.Module", tensors: Mapping[str, "Tensor"]) -> "Tensor":
-    """Vocabulary logits [T, V] at the flat positions ``at`` [T]."""
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a backbone says of a batch.
+
+    Attributes:
+        logits: [T, V], over the vocabulary, at the flat positions ``at`` [T].
+        hidden: [B, L, D], of the last layer; None if nobody asked and the model hides it.
+    """
+
+    logits: "Tensor"
+    hidden: "Tensor | None"
+
+    @property
+    def first(self) -> "Tensor":
+        """Hidden states of each row's first token, [B, D]."""
+        if self.hidden is None:
+            msg = "the scores were asked for without the first token's"
+            raise ValueError(msg)
+        return self.hidden[:, 0]
+
+
+def score(backbone: "nn.Module", tensors: Mapping[str, "Tensor"], *, first: bool = True) -> Scores:
+    """Score a batch; ``first``: ``Scores.first`` will be asked for."""
     inputs = isolated_inputs(backbone, tensors)
     config: Any = backbone.config
     head = _HEADS.get(config.model_type)
     if head is None:
-        logits: Tensor = backbone(**inputs).logits
-        return logits.flatten(0, 1).index_select(0, tensors["at"])
+        output = backbone(**inputs, **({"output_hidden_states": True} if first else {}))
+        logits: Tensor = output.logits.flatten(0, 1).index_select(0, tensors["at"])
+        return Scores(logits, output.hidden_states[-1] if first else None)
     model: Any = backbone
-    hidden: Tensor = model.base_model(**inputs)[0].flatten(0, 1)
-    return head(model, hidden.index_select(0, tensors["at"]))
+    hidden: Tensor = model.base_model(**inputs)[0]
+    return Scores(head(model, hidden.flatten(0, 1).index_select(0, tensors["at"])), hidden)
 
 
 # The head of each architecture, from hidden states [T, D] to logits [T, V]. One that is not named

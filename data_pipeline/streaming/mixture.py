@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from configs.errors import RecipeError
 from data_pipeline.randomness import keyed
-from data_pipeline.streaming.permutation import permute
+from data_pipeline.streaming.permutation import permutations
 
 BLOCK = 1024
 """Rows a block: shares are exact over each, and a weight that comes to no row of it is refused."""
@@ -70,7 +70,9 @@ class Mixture:
                 "sources may not be read more often (most_epochs)"
             )
             raise RecipeError(msg)
-        blocks, inverse = np.unique(rows // self.block, return_inverse=True)
+        blocks, inverse = self._blocks(rows)
+        if len(blocks) <= _PATTERNS_AT_ONCE:
+            return self._draw(rows % self.block, inverse, blocks, seed)
         source = np.empty(rows.shape, np.int64)
         count = np.empty(rows.shape, np.int64)
         for first in range(0, len(blocks), _PATTERNS_AT_ONCE):
@@ -80,25 +82,34 @@ class Mixture:
             source[here], count[here] = drawn.source, drawn.count
         return Draws(source, count)
 
+    def _blocks(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The blocks that rows lie in, ascending, and the number among them of each row's own."""
+        block = rows // self.block
+        first, last = (int(block.min()), int(block.max())) if len(block) else (0, 0)
+        if (last - first) * self.block <= 2 * len(block):
+            return np.arange(first, last + 1), block - first
+        return np.unique(block, return_inverse=True)
+
     def _draw(
         self, place: NDArray[np.int64], row: NDArray[np.int64], blocks: NDArray[np.int64], seed: int
     ) -> Draws:
         """Draws at ``place`` of ``blocks[row]``."""
         table = _table(self.phases)
         phase = np.searchsorted(table.first_blocks, blocks, "right") - 1
-        if table.quotas.shape[1] == 1:
-            source, rank = np.zeros_like(place), place
-        else:
-            patterns = [
-                _pattern(self.phases[at].quotas, self.block, keyed(seed, "block", block))
-                for at, block in zip(phase.tolist(), blocks.tolist(), strict=True)
-            ]
-            source = np.stack([pattern.source for pattern in patterns])[row, place]
-            rank = np.stack([pattern.count for pattern in patterns])[row, place]
-        at = phase[row]
-        since = blocks[row] - table.first_blocks[at]
-        count = table.before[at, source] + since * table.quotas[at, source] + rank
-        return Draws(source, count)
+        since = blocks - table.first_blocks[phase]
+        before = table.before[phase] + since[:, None] * table.quotas[phase]
+        sources = before.shape[1]
+        if sources == 1:
+            return Draws(np.zeros_like(place), before[row, 0] + place)
+        drawn = np.empty((2, len(blocks), self.block), np.int64)
+        for at in np.flatnonzero(np.bincount(phase)).tolist():
+            own = np.flatnonzero(phase == at)
+            keys = tuple(keyed(seed, "block", block) for block in blocks[own].tolist())
+            pattern = _patterns(self.phases[at].quotas, self.block, keys)
+            drawn[:, own] = pattern.source, pattern.count
+        there = row * self.block + place
+        source, rank = (each.reshape(-1).take(there) for each in drawn)
+        return Draws(source, before.reshape(-1).take(row * sources + source) + rank)
 
     def drawn_before(self, row: int, seed: int) -> list[int]:
         """How many rows of each source come before a row; at most those that there are."""
@@ -109,8 +120,8 @@ class Mixture:
         phase = self.phases[at]
         counts = table.before[at] + (block - phase.first_block) * table.quotas[at]
         if place:
-            pattern = _pattern(phase.quotas, self.block, keyed(seed, "block", block))
-            counts = counts + np.bincount(pattern.source[:place], minlength=len(counts))
+            (source,) = _patterns(phase.quotas, self.block, (keyed(seed, "block", block),)).source
+            counts = counts + np.bincount(source[:place], minlength=len(counts))
         found: list[int] = counts.tolist()
         return found
 
@@ -134,19 +145,22 @@ def _table(phases: tuple[Phase, ...]) -> _Table:
 
 
 @lru_cache(maxsize=256)
-def _pattern(quotas: tuple[int, ...], block: int, key: int) -> Draws:
-    """The draws of one block; kept, since many steps in a row read from the same one.
+def _patterns(quotas: tuple[int, ...], block: int, keys: tuple[int, ...]) -> Draws:
+    """The draws of blocks, [blocks, block] each, as if each was the first.
 
-    Behind the last row of a mixture that ends in the block there is nothing to be read.
+    Kept, since many steps in a row read from the same ones. Behind the last row of a mixture that
+    ends in a block there is nothing to be read.
     """
     rows = sum(quotas)
-    slots = permute(np.arange(rows), rows, key)
-    source = np.zeros(block, np.int64)
-    source[:rows] = np.searchsorted(np.cumsum(quotas), slots, "right")
+    slots = permutations(rows, keys)
+    source = np.zeros((len(keys), block), np.int64)
+    source[:, :rows] = np.repeat(np.arange(len(quotas)), quotas)[slots]
+    # Sorted by source, and in their order within each, rows are counted from 0 in every source.
+    # Of 16 bits, since these are sorted in linear time.
+    by_source = np.argsort(source[:, :rows].astype(np.uint16), axis=1, kind="stable")
     count = np.zeros_like(source)
-    for number in range(len(quotas)):
-        own = source[:rows] == number
-        count[:rows][own] = np.arange(np.count_nonzero(own))
+    numbers = np.arange(rows) - np.repeat(np.cumsum(quotas) - quotas, quotas)
+    np.put_along_axis(count, by_source, numbers[None], axis=1)
     return Draws(source, count)
 
 

@@ -68,7 +68,9 @@ class Order:
             msg = f"global index {rows.min()}; expected 0 or more"
             raise ValueError(msg)
         drawn = self.mixture.draw(self._drawn(rows), self.seed)
-        epoch, place = np.divmod(drawn.count, self._sizes()[drawn.source])
+        sizes = self._sizes()[drawn.source]
+        epoch = drawn.count // sizes
+        place = drawn.count - epoch * sizes
         sample = self.shuffle.samples(self.seed, self.sources, drawn.source, epoch, place)
         return Picks(drawn.source, epoch, sample)
 

@@ -4,7 +4,7 @@ A shuffle is a pure function of (seed, digest, rows of each shard, epoch, place)
 but what it would find again, and no process waits for another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal, Protocol
@@ -92,14 +92,12 @@ class FullShuffle(Config):
         place: Places,
     ) -> Places:
         """The row, int64 [n], at each place of an epoch of a source; a bijection in each epoch."""
-        sizes = np.array([each.rows for each in sources], np.int64)[source]
-        count = len(sources)
-        pairs, inverse = np.unique(epoch * count + source, return_inverse=True)
-        keys = [
-            keyed(seed, "epoch", sources[pair % count].digest, pair // count)
-            for pair in pairs.tolist()
-        ]
-        return permute(place, sizes, np.array(keys, np.uint64)[inverse])
+        found = np.empty_like(place)
+        for number, which, here in _passes(source, epoch):
+            own = sources[number]
+            key = keyed(seed, "epoch", own.digest, which)
+            found[here] = permute(place[here], own.rows, key)
+        return found
 
     def shards_from(self, seed: int, source: SourceRows, epoch: int, place: int) -> list[int]:
         """All of them, from any place."""
@@ -131,11 +129,8 @@ class WindowShuffle(Config):
     ) -> Places:
         """The row, int64 [n], at each place of an epoch of a source; a bijection in each epoch."""
         found = np.empty_like(place)
-        count = len(sources)
-        pairs, inverse = np.unique(epoch * count + source, return_inverse=True)
-        for number, pair in enumerate(pairs.tolist()):
-            here = np.flatnonzero(inverse == number)
-            windows = _windows(seed, sources[pair % count], pair // count, self.shards)
+        for number, which, here in _passes(source, epoch):
+            windows = _windows(seed, sources[number], which, self.shards)
             found[here] = windows.samples(place[here])
         return found
 
@@ -150,6 +145,19 @@ class WindowShuffle(Config):
 
 
 ShuffleConfig = Annotated[FullShuffle | WindowShuffle, Field(discriminator="name")]
+
+
+def _passes(source: Places, epoch: Places) -> Iterator[tuple[int, int, Places]]:
+    """Each source and epoch that there is, and at which indices; there are few of them."""
+    for number in np.flatnonzero(np.bincount(source)).tolist():
+        own = np.flatnonzero(source == number)
+        epochs = epoch[own]
+        first, last = int(epochs.min()), int(epochs.max())
+        if first == last:
+            yield number, first, own
+            continue
+        for which in np.unique(epochs).tolist():
+            yield number, which, own[epochs == which]
 
 
 @dataclass(frozen=True, slots=True)

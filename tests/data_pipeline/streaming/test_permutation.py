@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.randomness import keyed
-from data_pipeline.streaming.permutation import LARGEST_SIZE, permute
+from data_pipeline.streaming.permutation import LARGEST_SIZE, permutations, permute
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
@@ -59,3 +59,20 @@ def test_neighbours_do_not_stay_together():
 def test_an_index_outside_is_refused():
     with pytest.raises(ValueError, match="outside"):
         permute([0, 5], 5, 1)
+
+
+@given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1), other=st.integers(0, 2**64 - 1))
+@settings(max_examples=60, deadline=None)
+def test_one_key_and_many_and_all_of_a_domain_give_the_same(size, key, other):
+    indices = np.arange(size)
+    sizes = np.full(size, size)
+    expected = [permute(indices, sizes, np.full(size, k, np.uint64)) for k in (key, other)]
+    assert np.array_equal(permute(indices, size, key), expected[0])
+    assert np.array_equal(permutations(size, (key, other)), expected)
+
+
+@pytest.mark.parametrize("size", [2**33 + 5, 2**34 - 1, 2**34, 2**45])
+def test_large_domains_are_permuted_alike_by_tables_and_without(size):
+    indices = np.arange(0, size, size // 50)
+    expected = permute(indices, np.full(len(indices), size), np.full(len(indices), 9, np.uint64))
+    assert np.array_equal(permute(indices, size, 9), expected)

@@ -77,7 +77,7 @@ class ArrowSource(RecordSource):
             first = size = start = rows = 0
             number = -1
             for number, batch in enumerate(batches):
-                rows, size = rows + batch.num_rows, size + batch.nbytes
+                rows, size = rows + batch.num_rows, size + batch.get_total_buffer_size()
                 if size >= lines.PART_BYTES:
                     parts.append(ArrowPart(file, self.columns, first, number + 1, start))
                     first, start, size = number + 1, rows, 0
@@ -124,6 +124,12 @@ class _Batches:
         self.schema: pa.Schema = self._reader.schema
 
     def __iter__(self) -> "Iterator[pa.RecordBatch]":
+        for batch in self._read():
+            # That its buffers are as long as its numbers of rows ask for; nothing else checks it.
+            batch.validate()
+            yield batch
+
+    def _read(self) -> "Iterator[pa.RecordBatch]":
         if not self._is_file:
             yield from self._reader
             return
@@ -149,7 +155,7 @@ def opened(file: SourceFile) -> Iterator[_Batches]:
                 _require_end(file, source)
             source.seek(0)
             yield _Batches(source, is_file)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         msg = f"{file}: cut short, damaged or no Arrow data ({error}); fetch or write it again"
         raise DataError(msg) from None
 

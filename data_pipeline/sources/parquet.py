@@ -98,6 +98,6 @@ def opened(file: SourceFile) -> "Iterator[pq.ParquetFile]":
             ) as parquet,
         ):
             yield parquet
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         msg = f"{file}: cut short, damaged or no parquet ({error}); fetch or write it again"
         raise DataError(msg) from None

@@ -184,13 +184,22 @@ def order(  # noqa: PLR0913, PLR0917 -- the options of a command line
     epilog="Example: onward inspect runs/quickstart/prepare/corpora/general/train",
 )
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Any folder that Onward made.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Any folder that Onward made; shards by URL, too.")
+    ],
     as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
 ) -> None:
     """Tell what a shard folder, checkpoint, export or run is, after verifying its digests."""
+    from data_pipeline.storage import is_url
+
+    if is_url(path):
+        from data_pipeline.shards import describe as describe_shards
+
+        _answer(describe_shards(path), as_json)
+        return
     from launcher.inspection import describe
 
-    _answer(describe(path), as_json)
+    _answer(describe(Path(path)), as_json)
 
 
 @app.command(
@@ -214,6 +223,76 @@ def export(
     with _stdout_kept_clean():
         facts = export_from(run_folder, folder, stage, step)
     _answer(facts, as_json)
+
+
+@app.command(
+    short_help="Read other projects' token files as they are.",
+    epilog="Example: onward adopt data/pile_text_document --tokenizer gpt-neox-20b",
+)
+def adopt(
+    location: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A folder of .bin and .idx files, or one pair.")
+    ],
+    tokenizer: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder of the tokenizer that made them.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A new folder for the manifest and links. Default: beside the files."),
+    ] = None,
+    contains: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|prefix|suffix|both",
+            help="Special tokens that the files hold around each document. Default: as they show.",
+        ),
+    ] = "auto",
+    annotate: Annotated[  # noqa: FBT002 -- typer's way of declaring a flag
+        bool, typer.Option("--annotate", help="Find word and sentence starts; needs .ann files.")
+    ] = False,
+    as_json: Json = False,  # noqa: FBT002 -- as above
+) -> None:
+    """Make a manifest for token files of Megatron-LM, GPT-NeoX, datatrove and the like.
+
+    The files are read through and not changed: their ids are checked against the vocabulary, and
+    packing adds no special token that they hold already. Masking of whole words needs --annotate.
+    """
+    from typing import get_args
+
+    from data_pipeline.adopting import Adoption, Contains
+    from data_pipeline.adopting import adopt as make_manifest
+    from data_pipeline.shards import describe
+
+    if contains not in get_args(Contains):
+        msg = f"--contains {contains}: expected one of {', '.join(get_args(Contains))}"
+        raise RecipeError(msg)
+    kind: Any = contains
+    with _stdout_kept_clean():
+        made = make_manifest(Adoption(location, tokenizer, out, kind, annotate))
+        folder = out or (location if location.is_dir() else location.parent)
+        facts = describe(folder)
+    _answer({**facts, "provenance": made.provenance}, as_json)
+
+
+@app.command(
+    short_help="Write shards for other projects' readers.",
+    epilog="Example: onward export-shards runs/mine/prepare/corpora/domain/train --out tokens",
+)
+def export_shards(
+    folder: Annotated[str, typer.Argument(metavar="PATH", help="A shard folder; a URL, too.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")],
+    dtype: Annotated[str, typer.Option(help="Of the tokens: int32.")] = "int32",
+    as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
+) -> None:
+    """Write the .bin and .idx files of shards again, with tokens that every reader reads alike.
+
+    Megatron reads shards as they are. DeepSpeed's reader takes uint16 tokens for uint64.
+    """
+    from data_pipeline.shards import describe
+    from data_pipeline.shards.export import export_shards as write_copies
+
+    write_copies(folder, out, dtype)
+    _answer(describe(out), as_json)
 
 
 @app.command(

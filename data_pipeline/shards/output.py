@@ -46,6 +46,11 @@ class HashedOutput:
         with disk_errors(self.path):
             self.temporary.replace(self.path)
             fsync_path(self.path.parent)
+        return self.record
+
+    @property
+    def record(self) -> FileRecord:
+        """Size and digest of what was written."""
         return FileRecord(bytes=self.bytes, sha256=self.hash.hexdigest())
 
     def abandon(self) -> None:

@@ -13,7 +13,10 @@ from launcher import cli, recipe
 from launcher.environment import PROJECT
 from launcher.recipe import RECIPES, SCHEMA, load_recipe, schema_text
 
-VERBS = ["quickstart", "check", "run", "order", "inspect", "export", "report", "board"]
+VERBS = [
+    *("quickstart", "check", "run", "order", "inspect", "adopt", "export-shards", "export"),
+    *("report", "board"),
+]
 
 
 def onward(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

@@ -163,7 +163,7 @@ class Table:
         from engine.learner import Learner
 
         model = PretrainedModel(location=self._config.arms[cell.arm])
-        loaded = model.build(self._context.locate, "encoder", cell.seed)
+        loaded = model.build(self._context.locate, "encoder", cell.seed, shared_rows=False)
         require_positions(loaded.model, self._config.length, f"fine-tuning arm '{cell.arm}'")
         head, classes = self._config.head, len(self._data.labels)
         objective = Classification(head, classes, padding_id(loaded.tokenizer), cell.seed)

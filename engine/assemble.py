@@ -195,7 +195,8 @@ def build_learner(
     from engine.learner import Learner
 
     seed = stage.run_seed(context)
-    loaded = stage.model.build(context.locate, objective.architecture, seed)
+    shared = stage.data.packing.SHARES_ROWS
+    loaded = stage.model.build(context.locate, objective.architecture, seed, shared_rows=shared)
     named = loaded.model.named_parameters(remove_duplicate=False)
     fresh = [parameter for name, parameter in named if name in loaded.fresh]
     adaptation = stage.adaptation.build(seed)

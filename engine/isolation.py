@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 # Tested one by one; any other architecture is probed when it is built.
 KNOWN = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "modernbert", "gpt2", "llama"})
 
+# Probed in this process, and found to see all of a row: given rows of one document alone.
+_alone: set[str] = set()
+
 _first_positions: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
 
 
@@ -28,11 +31,12 @@ def isolated_inputs(backbone: "nn.Module", tensors: Mapping[str, "Tensor"]) -> d
             document has several: they are the token types of a model that tells two apart.
     """
     config: Any = backbone.config
-    inputs: dict[str, Any] = {
-        "input_ids": tensors["tokens"],
-        "attention_mask": attention_mask(config, tensors["segments"]),
-        "position_ids": tensors["positions"] + first_position(backbone),
-    }
+    inputs: dict[str, Any] = {"input_ids": tensors["tokens"]}
+    if config.model_type in _alone:
+        inputs["attention_mask"] = (tensors["segments"] > 0).long()
+    else:
+        inputs["attention_mask"] = attention_mask(config, tensors["segments"])
+        inputs["position_ids"] = tensors["positions"] + first_position(backbone)
     if "parts" in tensors and getattr(config, "type_vocab_size", 1) > 1:
         inputs["token_type_ids"] = tensors["parts"]
     if is_causal(config):
@@ -107,15 +111,33 @@ def require_positions(backbone: "nn.Module", length: int, what: str) -> None:
 
 
 def check_isolation(backbone: "nn.Module") -> None:
-    """Try whether a document's outputs change with its neighbour; RecipeError if they do.
+    """RecipeError if a document's outputs change with its neighbour in the row."""
+    config: Any = backbone.config
+    if not _isolates(backbone):
+        msg = (
+            f"model {config.model_type}: documents packed into one row see each other, because it "
+            "does not honour a 4-D attention mask; give data.packing: {name: single}, or use "
+            "another architecture"
+        )
+        raise RecipeError(msg)
 
-    Architectures in KNOWN are tested in the project and not probed again.
-    """
+
+def allow_alone(backbone: "nn.Module") -> None:
+    """Let a model that cannot isolate read rows of one document: by a plain mask of padding."""
+    config: Any = backbone.config
+    if not _isolates(backbone):
+        _alone.add(config.model_type)
+
+
+def _isolates(backbone: "nn.Module") -> bool:
+    """Whether documents in one row do not see one another; those in KNOWN are not probed again."""
     import torch
 
     config: Any = backbone.config
     if config.model_type in KNOWN:
-        return
+        return True
+    if config.model_type in _alone:
+        return False
     was_training = backbone.training
     backbone.eval()
     tokens = torch.arange(8, 24) % int(config.vocab_size)
@@ -127,12 +149,12 @@ def check_isolation(backbone: "nn.Module") -> None:
         "segments": torch.tensor([[1] * 8 + [2] * 8] * 2).to(place),
         "positions": torch.tensor([[*range(8), *range(8)]] * 2).to(place),
     }
-    with torch.no_grad():
-        first, second = backbone(**isolated_inputs(backbone, rows))[0][:, :8].float()
-    backbone.train(was_training)
-    if not torch.allclose(first, second, atol=1e-5):
-        msg = (
-            f"model {config.model_type}: documents packed into one row see each other, because it "
-            "does not honour a 4-D attention mask; use another architecture"
-        )
-        raise RecipeError(msg)
+    try:
+        with torch.no_grad():
+            first, second = backbone(**isolated_inputs(backbone, rows))[0][:, :8].float()
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        # It does not take such a mask, or positions, at all.
+        return False
+    finally:
+        backbone.train(was_training)
+    return bool(torch.allclose(first, second, atol=1e-5))

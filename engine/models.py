@@ -54,8 +54,10 @@ class RandomModel(Config):
     )
     tokenizer: str = Field(description="location of a tokenizer folder, or a hub name")
 
-    def build(self, locate: Locate, architecture: "Architecture", seed: int) -> LoadedModel:
-        """Fresh weights keyed by ``seed``.
+    def build(
+        self, locate: Locate, architecture: "Architecture", seed: int, *, shared_rows: bool = True
+    ) -> LoadedModel:
+        """Fresh weights keyed by ``seed``; ``shared_rows``: documents will stand beside others.
 
         Raises:
             RecipeError: the shape does not exist, or cannot serve the architecture.
@@ -72,8 +74,10 @@ class RandomModel(Config):
             msg = f"model shape {self.shape}: {error}"
             raise RecipeError(msg) from error
         with _seeded(seed), _sdpa(str(shape["model_type"]), architecture):
-            model = _auto(architecture).from_config(config, attn_implementation="sdpa")
-        return _finished(model, tokenizer, self.tokenizer)
+            model = _auto(architecture).from_config(
+                config, attn_implementation=_attention(shared_rows=shared_rows)
+            )
+        return _finished(model, tokenizer, self.tokenizer, shared_rows=shared_rows)
 
     def check(self, is_made: IsMade, locate: Locate) -> None:
         """Shape and tokenizer folder, without building anything."""
@@ -92,8 +96,12 @@ class PretrainedModel(Config):
     location: str
     tokenizer: str | None = Field(None, description="absent: the one beside the model")
 
-    def build(self, locate: Locate, architecture: "Architecture", seed: int) -> LoadedModel:
+    def build(
+        self, locate: Locate, architecture: "Architecture", seed: int, *, shared_rows: bool = True
+    ) -> LoadedModel:
         """Its weights; a head it has not got is made afresh, keyed by ``seed``.
+
+        ``shared_rows``: documents will stand beside others in a row.
 
         Raises:
             RecipeError: the model cannot serve the architecture.
@@ -107,7 +115,8 @@ class PretrainedModel(Config):
         tokenizer = load_tokenizer(where, locate)
         source = resolve(self.location, locate)
         with _seeded(seed), _sdpa(self.location, architecture):
-            model, fresh = _load(source, self.location, architecture)
+            attention = _attention(shared_rows=shared_rows)
+            model, fresh = _load(source, self.location, architecture, attention)
         if fresh:
             # Only rank 0's informations are shown.
             log.info(
@@ -115,7 +124,8 @@ class PretrainedModel(Config):
                 self.location,
                 ", ".join(fresh),
             )
-        return _finished(model, tokenizer, where)._replace(fresh=fresh)
+        finished = _finished(model, tokenizer, where, shared_rows=shared_rows)
+        return finished._replace(fresh=fresh)
 
     def check(self, is_made: IsMade, locate: Locate) -> None:
         """Model and tokenizer folders, without loading anything."""
@@ -256,8 +266,13 @@ def _sdpa(where: str, architecture: "Architecture") -> Iterator[None]:
         raise RecipeError(msg) from error
 
 
+def _attention(*, shared_rows: bool) -> str | None:
+    """The implementation that isolates documents; None: the best that the model has."""
+    return "sdpa" if shared_rows else None
+
+
 def _load(
-    source: str, location: str, architecture: "Architecture"
+    source: str, location: str, architecture: "Architecture", attention: str | None
 ) -> "tuple[PreTrainedModel, tuple[str, ...]]":
     """The model, and the names of its head's parameters that it has no weights for."""
     import torch
@@ -274,7 +289,7 @@ def _load(
                 source,
                 config=config,
                 dtype=torch.float32,
-                attn_implementation="sdpa",
+                attn_implementation=attention,
                 output_loading_info=True,
                 trust_remote_code=False,
             )
@@ -291,9 +306,11 @@ def _load(
     return model, tuple(unfilled)
 
 
-def _finished(model: Any, tokenizer: "PreTrainedTokenizerBase", where: str) -> LoadedModel:
+def _finished(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", where: str, *, shared_rows: bool
+) -> LoadedModel:
     """Checked against its tokenizer, without the pooler that no objective here reads."""
-    from engine.isolation import check_isolation
+    from engine.isolation import allow_alone, check_isolation
 
     rows = model.get_input_embeddings().weight.shape[0]
     if vocabulary_rows(tokenizer) > rows:
@@ -305,5 +322,8 @@ def _finished(model: Any, tokenizer: "PreTrainedTokenizerBase", where: str) -> L
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     model.train()
-    check_isolation(model)
+    if shared_rows:
+        check_isolation(model)
+    else:
+        allow_alone(model)
     return LoadedModel(model, tokenizer)

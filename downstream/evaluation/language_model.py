@@ -96,7 +96,8 @@ def row_losses(
     record = rows.tokenizer
     objective = config.objective.build(record.special, record.vocabulary_size)
     model = PretrainedModel(location=config.arms[arm])
-    loaded = model.build(locate, objective.architecture, MASK_SEED)
+    shared = config.packing.SHARES_ROWS
+    loaded = model.build(locate, objective.architecture, MASK_SEED, shared_rows=shared)
     own = tokenizer_sha256(loaded.tokenizer.backend_tokenizer)
     if own != record.sha256:
         msg = (

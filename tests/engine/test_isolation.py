@@ -1,5 +1,6 @@
 """Documents of one row do not see one another, in any architecture; windows are kept."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,13 +8,17 @@ import torch
 from torch import nn
 
 from configs.errors import RecipeError
+from engine import isolation
 from engine.isolation import (
+    allow_alone,
     attention_mask,
     check_isolation,
     first_position,
     isolated_inputs,
     longest_document,
 )
+from engine.learner import Learner
+from engine.models import RandomModel
 from tests.engine import tiny
 
 
@@ -101,3 +106,49 @@ class Leaky(nn.Module):
 def test_an_architecture_that_leaks_is_refused():
     with pytest.raises(RecipeError, match="leaky: documents packed into one row see each other"):
         check_isolation(Leaky())
+
+
+def test_a_row_of_one_document_is_for_every_architecture(monkeypatch):
+    monkeypatch.setattr(isolation, "_alone", set())
+    model = Leaky()
+    allow_alone(model)
+    rows = {
+        "tokens": torch.tensor([[8, 9, 10, 0]]),
+        "segments": torch.tensor([[1, 1, 1, 0]]),
+        "positions": torch.tensor([[0, 1, 2, 0]]),
+    }
+    inputs = isolated_inputs(model, rows)
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 0]]
+    assert "position_ids" not in inputs
+    with pytest.raises(RecipeError, match=r"packing: \{name: single\}"):
+        check_isolation(model)
+
+
+def test_a_model_without_sdpa_trains_on_rows_of_one_document(tmp_path, monkeypatch):
+    monkeypatch.setattr(isolation, "_alone", set())
+    shape = {
+        "model_type": "deberta-v2",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    tokenizer = tiny.tokenizer_folder(tmp_path / "tokenizer")
+    config = RandomModel(shape=shape, tokenizer=str(tokenizer))
+    with pytest.raises(RecipeError, match="sdpa"):
+        config.build(Path, "masked_lm", seed=3)
+    model = config.build(Path, "masked_lm", seed=3, shared_rows=False).model.eval()
+    goal = tiny.objective("bert_tiny")
+    short, long = (goal.collate([tiny.example(1, lengths=(size,))], 5, 1) for size in (9, 9))
+    long.tensors["tokens"][:, 12:] = 7
+    losses = [Learner(model, goal)(batch.tensors)[0] for batch in (short, long)]
+    torch.testing.assert_close(*losses)
+
+
+def test_a_known_architecture_keeps_its_mask_in_rows_of_one_document(tmp_path):
+    model = tiny.learner(tmp_path, "bert_tiny").backbone
+    allow_alone(model)
+    rows = {
+        name: torch.ones(1, 4, dtype=torch.long) for name in ("tokens", "segments", "positions")
+    }
+    assert isolated_inputs(model, rows)["attention_mask"].ndim == 4

@@ -98,6 +98,9 @@ def _require_free(folder: Path, asked: Adoption) -> None:
     if (folder / FILE).exists():
         msg = f"{folder / FILE}: there is a manifest already; remove it, or give another --out"
         raise RecipeError(msg)
+    if folder.exists() and not folder.is_dir():
+        msg = f"{folder}: not a folder; give a new one"
+        raise RecipeError(msg)
     if asked.out is not None and folder.is_dir() and any(folder.iterdir()):
         msg = f"{folder}: not empty; give a new folder"
         raise RecipeError(msg)

@@ -132,6 +132,11 @@ class ShardedDataset:
         return self.manifest.content
 
     @property
+    def remote(self) -> bool:
+        """Whether it lies at a URL: its shards are fetched, and kept in a cache."""
+        return self._place.remote
+
+    @property
     def mapped(self) -> bool:
         """Whether whole shards are arrays that cost nothing; if not, ``gather`` what is needed."""
         return self.mode == "mmap"

@@ -1,6 +1,7 @@
 """How many rows of each source a block holds, and which place in the block is whose."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -124,6 +125,12 @@ class Mixture:
             counts = counts + np.bincount(source[:place], minlength=len(counts))
         found: list[int] = counts.tolist()
         return found
+
+    def drawn_from(self, row: int) -> list[bool]:
+        """Whether each source is drawn in the block of a row or later."""
+        first = [phase.first_block for phase in self.phases]
+        now = max(0, bisect_right(first, row // self.block) - 1)
+        return [any(shares) for shares in zip(*(p.quotas for p in self.phases[now:]), strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

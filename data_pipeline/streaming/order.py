@@ -1,5 +1,6 @@
 """Who reads what: a pure function of (seed, mixture, digests, global index), without state."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,6 +28,15 @@ class Picks:
     source: NDArray[np.int64]
     epoch: NDArray[np.int64]
     sample: NDArray[np.int64]
+
+    def __getitem__(self, part: slice) -> "Picks":
+        return Picks(self.source[part], self.epoch[part], self.sample[part])
+
+    @classmethod
+    def joined(cls, parts: Sequence["Picks"]) -> "Picks":
+        """Picks one after the other."""
+        names = ("source", "epoch", "sample")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 class IndexRange(NamedTuple):
@@ -85,13 +95,14 @@ class Order:
     def shards_from(self, index: int) -> list[list[int]]:
         """For each source the shards that rows from a global index on need, the first ones first.
 
-        With a ``window`` shuffle these are few; with ``full`` they are all.
+        With a ``window`` shuffle these are few; with ``full`` they are all; of a source that is
+        read no more there are none.
         """
-        rows = self._drawn(np.array([index], np.int64))
-        counts = self.mixture.drawn_before(int(rows[0]), self.seed)
+        row = int(self._drawn(np.array([index], np.int64))[0])
+        counts, read = self.mixture.drawn_before(row, self.seed), self.mixture.drawn_from(row)
         return [
-            self.shuffle.shards_from(self.seed, source, *divmod(count, source.rows))
-            for source, count in zip(self.sources, counts, strict=True)
+            self.shuffle.shards_from(self.seed, source, *divmod(count, source.rows)) if on else []
+            for source, count, on in zip(self.sources, counts, read, strict=True)
         ]
 
     def _drawn(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -72,6 +72,10 @@ class Shuffle(Protocol):
         """The shards that a reader at this place needs, those it needs first before the others."""
         ...
 
+    def shards_at_once(self, shards: int) -> int:
+        """How many of a source's shards are mixed with one another."""
+        ...
+
 
 class FullShuffle(Config):
     """One permutation of all rows: the best mixing, for shards that are at hand."""
@@ -103,6 +107,10 @@ class FullShuffle(Config):
         """All of them, from any place."""
         del seed, epoch, place
         return list(range(source.shards))
+
+    def shards_at_once(self, shards: int) -> int:
+        """All of them."""
+        return shards
 
 
 class WindowShuffle(Config):
@@ -142,6 +150,10 @@ class WindowShuffle(Config):
         if at + 1 == windows.count:
             following = _windows(seed, source, epoch + 1, self.shards), 0
         return list(dict.fromkeys([*windows.shards(at), *following[0].shards(following[1])]))
+
+    def shards_at_once(self, shards: int) -> int:
+        """A window of them."""
+        return min(self.shards, shards)
 
 
 ShuffleConfig = Annotated[FullShuffle | WindowShuffle, Field(discriminator="name")]

@@ -19,6 +19,7 @@ from data_pipeline.streaming.cursor import Cursor, SourceState
 from data_pipeline.streaming.order import ORDER_VERSION, Order, Picks
 from data_pipeline.streaming.packed import PackedSource
 from data_pipeline.streaming.permutation import permute
+from data_pipeline.streaming.prefetch import ShardPrefetch, require_room
 from data_pipeline.streaming.rows import RowReader
 from data_pipeline.streaming.shuffle import SourceRows
 
@@ -31,11 +32,13 @@ class TokenStream:
         config: what the recipe says.
         order: which row is at a global index.
         reader: rows -> examples.
+        prefetch: fetches shards at URLs before they are read; None: all are on this machine.
     """
 
     config: DataConfig
     order: Order
     reader: RowReader
+    prefetch: ShardPrefetch | None = None
 
     @classmethod
     def open(
@@ -73,6 +76,7 @@ class TokenStream:
         }
         _require_one_tokenizer(data)
         _require_distinct(data)
+        require_room(data, config.shuffle, config.cache)
         packed = tuple(
             PackedSource.open(each, config.packing, config.length, cache) for each in data.values()
         )
@@ -85,7 +89,10 @@ class TokenStream:
             config.shuffle,
             config.skipped(),
         )
-        return cls(config, order, RowReader.of(packed, config.length, seed))
+        remote = any(each.remote for each in data.values())
+        room = int(config.cache.bytes)
+        prefetch = ShardPrefetch(order, tuple(data.values()), room) if remote else None
+        return cls(config, order, RowReader.of(packed, config.length, seed), prefetch)
 
     @property
     def sources(self) -> list[str]:
@@ -132,7 +139,12 @@ class TokenStream:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def examples(self, start: int, stop: int) -> Rows:
-        """The rows at global indices start up to, not including, stop."""
+        """The rows at global indices start up to, not including, stop.
+
+        Shards at URLs that these rows and those after them need are fetched beside it.
+        """
+        if self.prefetch is not None:
+            self.prefetch.towards(start)
         return self.examples_at(np.arange(start, stop))
 
     def examples_at(self, indices: ArrayLike) -> Rows:

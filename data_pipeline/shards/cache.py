@@ -12,7 +12,7 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -162,12 +162,10 @@ class ShardCache:
     def _make_room(self, url: str, record: FileRecord, granted: Path, until: float) -> None:
         """Evict until the file fits, and note that this much is spoken for."""
         while True:
-            with FileLock(self.folder / "room.lock", timeout=max(1.0, until - time.monotonic())):
-                others = self._spoken_for()
-                room = self._evict(record.bytes, others)
-                if room >= record.bytes:
-                    granted.touch()
-                    return
+            with self._room_lock(until):
+                room, others = self._granted_room(record.bytes, granted)
+            if room >= record.bytes:
+                return
             if not self.release() and (not others or time.monotonic() > until):
                 msg = (
                     f"{self.folder}: {record.bytes:,} bytes are needed for {mask_secrets(url)}, "
@@ -178,20 +176,58 @@ class ShardCache:
             if others:
                 time.sleep(random.uniform(0.05, 0.25))
 
-    def _evict(self, needed: int, others: int) -> int:
-        """Remove what was not used for longest and is not pinned; the bytes that are free then."""
-        there = [found for path in self._objects.iterdir() if (found := _object(path))]
+    @contextlib.contextmanager
+    def _room_lock(self, until: float) -> Iterator[None]:
+        lock = FileLock(self.folder / "room.lock")
+        # Held for moments: what waits for it looks often.
+        with lock.acquire(timeout=max(1.0, until - time.monotonic()), poll_interval=0.002):
+            yield
+
+    def _granted_room(self, needed: int, granted: Path) -> tuple[int, int]:
+        """The bytes there are for a file, evicting what must go; and what others are fetching.
+
+        ``used`` says how many bytes are taken, or more: those of a file are added before it is
+        fetched, and subtracted only here, when everything is counted.
+        """
+        used = self._used()
+        room = min(self.limit - used, self._disk())
+        others = 0
+        if room < needed:
+            others = self._spoken_for()
+            room, used = self._evict(needed, others)
+        if room >= needed:
+            (self.folder / "used").write_text(str(used + needed))
+            granted.touch()
+        return room, others
+
+    def _used(self) -> int:
+        try:
+            return int((self.folder / "used").read_text())
+        except (FileNotFoundError, ValueError):
+            return self.limit
+
+    def _disk(self) -> int:
         disk = os.statvfs(self.folder)
-        free = disk.f_bavail * disk.f_frsize - SPARE
-        room = min(self.limit - sum(each.bytes for each in there), free) - others
+        return disk.f_bavail * disk.f_frsize - SPARE
+
+    def _evict(self, needed: int, others: int) -> tuple[int, int]:
+        """Remove what was not used for longest and is not pinned.
+
+        Returns:
+            The bytes that are free then, and those that are taken.
+        """
+        there = [found for path in self._objects.iterdir() if (found := _object(path))]
+        used = others + sum(each.bytes for each in there)
         if needed > self.limit:
-            return self.limit  # nothing would make it fit
+            return self.limit, used  # nothing would make it fit
+        disk = self._disk() - others
         for each in sorted(there, key=lambda each: each.used):
-            if room >= needed:
+            if min(self.limit - used, disk) >= needed:
                 break
             if _removed(each.path):
-                room += each.bytes
-        return room
+                used -= each.bytes
+                disk += each.bytes
+        return min(self.limit - used, disk), used
 
     def _spoken_for(self) -> int:
         """Bytes that others are fetching; what dead ones left is removed."""

@@ -48,7 +48,7 @@ class NgramWeights(Method):
 
     def features(self, texts: Sequence[str]) -> Hashed:
         """All n-grams of texts."""
-        return ngrams(hashed([words_and_signs(text) for text in texts]), self.n)
+        return ngrams(hashed(map(words_and_signs, texts)), self.n)
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,19 +210,22 @@ def _padded(of: Hashed, vocabulary: NDArray[np.uint64], n: int) -> _Padded:
 
 
 def _all_words(texts: Sequence[str]) -> Hashed:
-    return hashed([words_and_signs(text) for text in texts])
+    return hashed(map(words_and_signs, texts))
 
 
 def _as_many_words(texts: Iterable[str], words: int) -> Hashed:
     """The first texts that have so many words together."""
-    chosen: list[list[str]] = []
-    total = 0
-    for text in texts:
-        if total >= words:
-            break
-        chosen.append(words_and_signs(text))
-        total += len(chosen[-1])
-    return hashed(chosen)
+
+    def first() -> Iterator[list[str]]:
+        total = 0
+        for text in texts:
+            if total >= words:
+                return
+            found = words_and_signs(text)
+            total += len(found)
+            yield found
+
+    return hashed(first())
 
 
 def _half(text: str) -> int:

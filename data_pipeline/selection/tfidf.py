@@ -1,6 +1,6 @@
-"""Cosine between TF-IDF vectors: like the target's centre, or like its nearest texts."""
+"""Cosine between TF-IDF vectors: towards the target's centre, or to its nearest texts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,8 +22,9 @@ class TfidfSimilarity(Method):
     """TF-IDF over hashed words (characters and their pairs where words are not spaced).
 
     Attributes:
-        neighbours: null: cosine to the mean of the target's vectors; k: mean cosine to the k
-            nearest of them, for a target of several topics.
+        neighbours: null: cosine to the mean of the target's vectors less that of the sources'
+            (Rocchio, 1971), without which long texts would be like any target; k: mean cosine to
+            the k nearest of the target's vectors, for a target of several topics.
         features: words are hashed to so many.
     """
 
@@ -34,17 +35,21 @@ class TfidfSimilarity(Method):
     def fit(self, target: Sequence[str], background: Sequence[str], seed: int) -> Scorer:
         """Document frequencies are of the target and the background together."""
         del seed
-        counts = [_counts(texts, self.features) for texts in (target, background)]
-        seen = sum(np.bincount(one.indices, minlength=self.features) for one in counts)
-        # As scikit-learn smooths them: a word that nobody has would still have a weight.
-        weights = np.log((1 + len(target) + len(background)) / (1 + seen)) + 1
-        vectors = _vectors(counts[0], weights)
+        seen = np.zeros(self.features)
+        for block in _blocks([*target, *background]):
+            seen += np.bincount(_counts(block, self.features).indices, minlength=self.features)
+        # A word of every text says next to nothing; the half keeps it above nothing at all.
+        weights = np.log((1 + len(target) + len(background)) / (0.5 + seen))
+        vectors = _vectors(_counts(target, self.features), weights)
         if not vectors.nnz:
             msg = "select: the target has no words, only signs or blanks; give it texts"
             raise DataError(msg)
         if self.neighbours is None:
-            centre = np.asarray(vectors.mean(axis=0)).ravel()
-            return Centre(weights, centre / np.linalg.norm(centre))
+            usual = np.zeros(self.features)
+            for block in _blocks(background):
+                usual += _sum(_vectors(_counts(block, self.features), weights))
+            apart = _sum(vectors) / len(target) - usual / max(1, len(background))
+            return Direction(weights, apart / max(float(np.linalg.norm(apart)), 1e-300))
         if self.neighbours > len(target):
             msg = (
                 f"select: method.neighbours is {self.neighbours}, but the target has "
@@ -55,19 +60,19 @@ class TfidfSimilarity(Method):
 
 
 @dataclass(frozen=True, slots=True)
-class Centre:
-    """Cosine to one vector.
+class Direction:
+    """Cosine to one direction.
 
     Attributes:
         weights: fp64 [features], inverse document frequencies.
-        centre: fp64 [features], of length 1.
+        direction: fp64 [features], of length 1.
     """
 
     weights: NDArray[np.float64]
-    centre: NDArray[np.float64]
+    direction: NDArray[np.float64]
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        return _by_blocks(texts, self.weights, lambda vectors: vectors @ self.centre)
+        return _by_blocks(texts, self.weights, lambda vectors: vectors @ self.direction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +107,26 @@ def _by_blocks(
     judge: Callable[["csr_matrix"], NDArray[np.float64]],
 ) -> NDArray[np.float64]:
     scores = [np.zeros(0)]
-    for first in range(0, len(texts), AT_ONCE):
-        counts = _counts(texts[first : first + AT_ONCE], len(weights))
+    for block in _blocks(texts):
+        counts = _counts(block, len(weights))
         found = judge(_vectors(counts, weights))
         scores.append(np.where(np.diff(counts.indptr) > 0, found, -np.inf))
     return np.concatenate(scores)
+
+
+def _sum(vectors: "csr_matrix") -> NDArray[np.float64]:
+    return np.asarray(vectors.sum(axis=0), np.float64).ravel()
+
+
+def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (texts[first : first + AT_ONCE] for first in range(0, len(texts), AT_ONCE))
 
 
 def _counts(texts: Sequence[str], features: int) -> "csr_matrix":
     """How often each feature stands in each text, sparse fp64 [texts, features]."""
     from scipy.sparse import csr_matrix
 
-    found = hashed([terms(text) for text in texts])
+    found = hashed(map(terms, texts))
     cells = found.text * features + (found.words % np.uint64(features)).astype(np.int64)
     known, counts = np.unique(cells, return_counts=True)
     bounds = np.searchsorted(known, np.arange(len(texts) + 1) * features)

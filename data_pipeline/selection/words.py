@@ -5,7 +5,7 @@ Burmese) each character counts as a word; n-grams of them stand in for words.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -60,17 +60,18 @@ class Hashed:
         return np.repeat(np.arange(len(self.sizes)), self.sizes)
 
 
-def hashed(texts: Sequence[Sequence[str]]) -> Hashed:
-    """64-bit hashes of texts that are cut into words."""
+def hashed(texts: Iterable[Sequence[str]]) -> Hashed:
+    """64-bit hashes of texts that are cut into words; one text's words are held at a time."""
+    found = [np.zeros(0, np.uint64), *map(_hashes, texts)]
+    sizes = np.array([len(words) for words in found[1:]], np.int64)
+    return Hashed(np.concatenate(found), sizes)
+
+
+def _hashes(words: Sequence[str]) -> NDArray[np.uint64]:
     from xxhash import xxh3_64_intdigest
 
-    sizes = np.array([len(words) for words in texts], np.int64)
-    keys = (
-        xxh3_64_intdigest(word.encode("utf-8", "surrogatepass"))
-        for words in texts
-        for word in words
-    )
-    return Hashed(np.fromiter(keys, np.uint64, int(sizes.sum())), sizes)
+    keys = (xxh3_64_intdigest(word.encode("utf-8", "surrogatepass")) for word in words)
+    return np.fromiter(keys, np.uint64, len(words))
 
 
 def ngrams(of: Hashed, n: int) -> Hashed:

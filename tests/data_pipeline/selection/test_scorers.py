@@ -56,11 +56,17 @@ def test_ngrams_do_not_cross_texts(texts, n):
         assert sorted(own.values()) == sorted(words.values())
 
 
-def test_tfidf_is_scikit_learns():
+def test_tfidf_is_scikit_learns_but_for_what_every_text_has():
     scorer = TfidfSimilarity().fit(TARGET, OTHERS, 0)
     reference = TfidfVectorizer(analyzer=terms, sublinear_tf=True).fit(TARGET + OTHERS)
-    centre = np.asarray(reference.transform(TARGET).mean(axis=0)).ravel()
-    expected = reference.transform(OTHERS) @ (centre / np.linalg.norm(centre))
+    every = [set(terms(text)) for text in TARGET + OTHERS]
+    seen = np.array([sum(w in own for own in every) for w in reference.get_feature_names_out()])
+    reference.idf_ = np.log((1 + len(every)) / (0.5 + seen))
+    centres = [
+        np.asarray(reference.transform(texts).mean(axis=0)).ravel() for texts in (TARGET, OTHERS)
+    ]
+    apart = centres[0] - centres[1]
+    expected = reference.transform(OTHERS) @ (apart / np.linalg.norm(apart))
     assert scorer.score(OTHERS) == pytest.approx(expected)
     nearest = TfidfSimilarity(neighbours=2).fit(TARGET, OTHERS, 0)
     cosines = (reference.transform(OTHERS) @ reference.transform(TARGET).T).toarray()

@@ -77,6 +77,29 @@ def test_the_planted_documents_are_found(method, language, context, request):
     assert told["random_choice"]["in_common"] < 12
 
 
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: "-".join(map(str, method.values())))
+def test_length_does_not_decide(method, context, tmp_path):
+    """Among the general documents are some 40 times as long, which share most words with any."""
+    words = mixtures.LATIN
+    texts = mixtures.texts(11, words, "general", 120) + mixtures.texts(12, words, "domain", 15)
+    texts += [" ".join(mixtures.texts(seed, words, "general", 40)) for seed in range(20, 35)]
+    kinds = ["general"] * 120 + ["domain"] * 15 + ["long"] * 15
+    rows = [
+        {"id": f"{kind}-{at}", "group": "g", "text": text}
+        for at, (kind, text) in enumerate(zip(kinds, texts, strict=True))
+    ]
+    target = [{"text": text} for text in mixtures.texts(13, words, "domain", 40)]
+    files = {
+        "first": mixtures.write(tmp_path / "a.jsonl", rows[::2]),
+        "second": mixtures.write(tmp_path / "b.jsonl", rows[1::2]),
+        "target": mixtures.write(tmp_path / "t.jsonl", target),
+    }
+    stage(files, method=method, keep={"documents": 15}).run(context)
+    found = [row["id"].split("-")[0] for row in selected(context)]
+    assert found.count("domain") >= 14
+    assert "long" not in found
+
+
 def test_gumbel_draws_by_weight(context, english):
     method = {"name": "ngram", "draw": "gumbel"}
     first = stage(english, method=method).run(context)

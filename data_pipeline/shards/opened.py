@@ -40,6 +40,7 @@ class Mapped:
     """Mapped into memory; what is handed out are views of the map, which keep it open."""
 
     def __init__(self, file: FileIO, name: str, dtype: np.dtype[Any], tokens: int) -> None:
+        self._name = name
         try:
             # The map keeps a duplicate of the descriptor, and with it the pin of a cached file.
             self._tokens = np.memmap(file, dtype, "r", shape=(tokens,))
@@ -55,10 +56,13 @@ class Mapped:
         return self._tokens
 
     def gather(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[Any]:
-        before = np.cumsum(lengths) - lengths
-        places = np.repeat(starts - before, lengths)
-        places += np.arange(len(places))
-        return self._tokens.take(places)
+        _require_within(self._name, self._tokens.size, starts, lengths)
+        found = np.empty(int(lengths.sum()), self._tokens.dtype)
+        done = 0
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            found[done : done + length] = self._tokens[start : start + length]
+            done += length
+        return found
 
 
 class Described:
@@ -77,9 +81,7 @@ class Described:
         return every
 
     def gather(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[Any]:
-        if len(starts) and (starts.min() < 0 or int((starts + lengths).max()) > self._tokens):
-            msg = f"{self._name}: a stretch beyond its {self._tokens} tokens"
-            raise IndexError(msg)
+        _require_within(self._name, self._tokens, starts, lengths)
         ends = np.cumsum(lengths)
         found = np.empty(int(ends[-1]) if len(ends) else 0, self._dtype)
         if not len(found):
@@ -103,6 +105,16 @@ class Described:
                 )
                 raise DataError(msg)
             into, offset = into[count:], offset + count
+
+
+def _require_within(
+    name: str, tokens: int, starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> None:
+    if len(starts) and (
+        starts.min() < 0 or lengths.min() < 0 or int((starts + lengths).max()) > tokens
+    ):
+        msg = f"{name}: a stretch beyond its {tokens} tokens"
+        raise IndexError(msg)
 
 
 @dataclass(frozen=True, slots=True)

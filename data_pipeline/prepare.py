@@ -50,6 +50,7 @@ class PrepareStage(StageConfig):
 
     def check(self, context: StageContext) -> None:
         """Missing files, packages and groups; what earlier stages will make is not looked for."""
+        self.tokenizer.check()
         for location in self.tokenizer.locations:
             if context.is_made(location):
                 context.locate(location)

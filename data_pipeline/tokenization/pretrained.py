@@ -50,8 +50,7 @@ class PretrainedTokenizer(TokenizerConfig):
             )
         # What its many tokenizer classes raise over a folder that is none of theirs.
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            msg = f"tokenizer {self.location}: cannot be loaded: {first}"
+            msg = f"tokenizer {self.location}: cannot be loaded: {_first_line(error)}"
             raise DataError(msg) from error
 
     def _converted(self, slow: Any) -> Any:
@@ -67,8 +66,7 @@ class PretrainedTokenizer(TokenizerConfig):
                     **slow.special_tokens_map,
                 )
             except Exception as error:
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
-                tried.append(first)
+                tried.append(_first_line(error)[:160])
                 continue
             different = next(_differences(slow, fast), None)
             if different is None:
@@ -76,9 +74,14 @@ class PretrainedTokenizer(TokenizerConfig):
             tried.append(f"converted, it has other ids for {different!r}")
         msg = (
             f"tokenizer {self.location}: {type(slow).__name__} has no fast form ({FILE}), which "
-            f"offsets need, and cannot be converted: {'; '.join(tried)}"
+            f"offsets need, and cannot be converted: "
+            f"{'; '.join(dict.fromkeys(tried))}"
         )
         raise DataError(msg)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _by_transformers(slow: Any) -> "Backend":

@@ -172,9 +172,13 @@ class SentencePieceModel:
             longest_first = sorted(own, key=lambda piece: (-len(piece), piece))
             pattern = Regex("|".join(map(re.escape, longest_first)))
             steps.append(pre_tokenizers.Split(pattern, "isolated"))
-        if not any(SPACE in piece[1:] for piece in [*self.pieces(NORMAL), *own]):
-            # Cut before each blank, which saves time and changes nothing: no piece goes over one.
+        # Cuts that no piece goes over change nothing, and save time: short parts are remembered.
+        pieces = [*self.pieces(NORMAL), *own]
+        if not any(SPACE in piece[1:] for piece in pieces):
             steps.append(pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=True))
+        elif not any(SPACE in piece.lstrip(SPACE) for piece in pieces):
+            words = Regex(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
+            steps.append(pre_tokenizers.Split(words, "isolated"))
         return pre_tokenizers.Sequence(steps) if steps else None
 
     def _decoder(self) -> Any:

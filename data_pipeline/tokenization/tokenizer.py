@@ -11,7 +11,7 @@ from configs.errors import DataError
 from configs.schema import Config
 from data_pipeline.shards.manifest import TokenizerRecord
 from data_pipeline.sources.source import Locate
-from data_pipeline.tokenization.chinese import ChineseWords, read_words, write_words
+from data_pipeline.tokenization.chinese import ChineseWords, read_words, segmenter, write_words
 from data_pipeline.tokenization.special import special_tokens
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ class TokenizerConfig(Config, ABC):
     def locations(self) -> Sequence[str]:
         """The locations it reads, as the recipe gives them."""
         return ()
+
+    def check(self) -> None:
+        """DataError where a package that it needs is not installed."""
+        if self.chinese_words == "jieba":
+            segmenter()
 
     def build(self, folder: Path, locate: Locate, texts: Texts) -> None:
         """Write a folder that ``AutoTokenizer.from_pretrained`` reads, with a tokenizer.json.

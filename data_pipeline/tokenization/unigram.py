@@ -94,6 +94,8 @@ class UnigramTokenizer(TokenizerConfig):
                 byte_fallback=self.byte_fallback,
                 normalization_rule_name=self.normalisation,
                 remove_extra_whitespaces=self.normalisation != "identity",
+                # Else indented lines, as code has them, would take a token for each blank.
+                allow_whitespace_only_pieces=self.normalisation == "identity",
                 # More threads add up in another order, and give another vocabulary.
                 num_threads=1,
                 input_sentence_size=0,

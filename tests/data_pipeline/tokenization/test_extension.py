@@ -242,7 +242,26 @@ def test_ranking(made):
     assert with_digits[0].shown == " x86trilobite"
 
 
-def test_added_tokens_keep_their_ids(made, tmp_path):
+def test_a_tokenizer_that_does_not_cut_texts(made, tmp_path):
+    """As Llama's: the whole text is one stretch of merges."""
+    values = json.loads((made("llama") / "tokenizer.json").read_text()) | {"pre_tokenizer": None}
+    old = extended_folder(made("llama"), values, tmp_path / "old")
+    data = shards(tmp_path / "field", old, FIELD)
+    extended = extend(spelling_of(old), ranked_words(old, data), 40)
+    assert {word.shown.strip() for word in extended.words} == set(NEW)
+    new = extended_folder(old, extended.values, tmp_path / "new")
+    saved = Measure(old, new, extended.first).corpus(data, 10**9)
+    assert saved.left_out == 0
+    assert saved.after < saved.before * 0.8
+    before, after = (Encoder(folder).encode(documents()) for folder in (old, new))
+    np.testing.assert_array_equal(before.tokens, after.tokens)
+    # A longer word that begins with a new one is not the new one.
+    text = "a dolomitess adolomite dolomite1 dolomite_"
+    ids = Encoder(new).encode([text]).tokens
+    assert (ids >= extended.first).sum() == 1
+
+
+def test_added_tokens_keep_their_ids(made):
     """They follow the model's own vocabulary, and must not be pushed on by new words."""
     for kind in KINDS:
         backend = load_backend(made(kind))

@@ -18,6 +18,7 @@ from data_pipeline.tokenization import (
     BPETokenizer,
     Encoder,
     ModelFileTokenizer,
+    PretrainedTokenizer,
     UnigramTokenizer,
     tokenizer_record,
     tokenizer_sha256,
@@ -209,6 +210,24 @@ def test_a_bpe_file_with_symbols_of_its_users(tmp_path):
     assert "loss" in backend_of(tmp_path / "t").encode("the loss").tokens
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_pieces_of_blanks_are_read_back(tmp_path, kind):
+    """Code is indented: runs of blanks have pieces of their own, between which texts are cut."""
+    code = ["def f(x):\n    if x:\n        return x  # yes\n    return 1"] * 20
+    train_model(
+        tmp_path / "a.model",
+        **{**LLAMA, "model_type": kind},
+        allow_whitespace_only_pieces=True,
+        user_defined_symbols=["▁▁▁▁", "  "],
+    )
+    config = ModelFileTokenizer(location=str(tmp_path / "a.model"), style="llama", corpora=["x"])
+    config.build(tmp_path / "t", Path, lambda names: iter(code))
+    encoded = Encoder(tmp_path / "t").encode(code[:1]).tokens.tolist()
+    backend = backend_of(tmp_path / "t")
+    assert "▁▁▁▁" in map(backend.id_to_token, encoded)
+    assert backend.decode(encoded, skip_special_tokens=False) == code[0]
+
+
 def test_files_that_do_not_work_are_named(tmp_path):
     def build(name, **values):
         if values:
@@ -247,6 +266,50 @@ def test_vocabularies_that_cannot_be_are_refused(tmp_path):
         UnigramTokenizer(vocabulary_size=300, **nothing).build(tmp_path, Path, texts)
     with pytest.raises(ValueError, match="every line end <unk>"):
         UnigramTokenizer(vocabulary_size=300, byte_fallback=False, **nothing)
+
+
+def slow(folder, name, **files):
+    folder.mkdir()
+    for file, content in files.items():
+        (folder / file.replace("__", ".")).write_bytes(content)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    return folder
+
+
+def test_a_tokenizer_without_a_fast_form_is_converted(tmp_path):
+    train_model(tmp_path / "a.model", model_type="unigram", vocab_size=200)
+    content = (tmp_path / "a.model").read_bytes()
+    place = slow(tmp_path / "slow", "BertGenerationTokenizer", spiece__model=content)
+    PretrainedTokenizer(location=str(place)).build(tmp_path / "t", Path, texts)
+    before, after = (AutoTokenizer.from_pretrained(str(p)) for p in (place, tmp_path / "t"))
+    assert (before.is_fast, after.is_fast) == (False, True)
+    for text in lines(documents(20)):
+        assert before(text)["input_ids"] == after(text)["input_ids"]
+    assert after.special_tokens_map == before.special_tokens_map
+
+
+def test_one_that_cannot_be_converted_is_named(tmp_path):
+    place = slow(tmp_path / "slow", "ByT5Tokenizer")
+    with pytest.raises(DataError, match="ByT5Tokenizer has no fast form"):
+        PretrainedTokenizer(location=str(place)).build(tmp_path / "t", Path, texts)
+
+
+def test_what_is_a_place_and_what_a_name(tmp_path, monkeypatch):
+    """A slip in a path must not become a look-up on the hub."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+
+    def located(location):
+        msg = f"nothing at {location}"
+        raise DataError(msg)
+
+    for location in ("models/mine", "./mine", "/no/where", "stage:data/tokenizer", "models"):
+        config = PretrainedTokenizer(location=location)
+        assert config.locations == (location,)
+        with pytest.raises(DataError, match=f"nothing at {location}"):
+            config.build(tmp_path / "t", located, texts)
+    for location in ("bert-base-uncased", "google-bert/bert-base-uncased"):
+        assert PretrainedTokenizer(location=location).locations == ()
 
 
 def test_lines_lose_nothing_but_space():

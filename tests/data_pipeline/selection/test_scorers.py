@@ -144,3 +144,18 @@ def test_a_text_of_the_background_is_judged_by_a_model_that_has_not_seen_it():
 def test_too_few_texts_for_two_models_are_refused():
     with pytest.raises(DataError, match="raise background_documents"):
         PerplexityDifference(least=1).fit(TARGET, OTHERS[:1], 0)
+
+
+def test_a_long_text_is_not_like_every_target():
+    """Its many words lie near the centre of any texts; only what sets the target apart counts."""
+    rng = np.random.default_rng(3)
+    common = np.array([f"c{n}" for n in range(400)])
+    domain = np.array([f"d{n}" for n in range(30)])
+
+    def text(of_domain, of_common):
+        return " ".join([*rng.choice(domain, of_domain), *rng.choice(common, of_common)])
+
+    target = [text(3, 12) for _ in range(60)]
+    background = [text(0, 15) for _ in range(60)] + [text(0, 3000)]
+    scores = TfidfSimilarity().fit(target, background, 0).score([text(3, 12), text(0, 3000)])
+    assert scores[0] > 0.1 > scores[1]

@@ -10,12 +10,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configs.errors import DataError
+from configs.stage import StageContext
 from data_pipeline.example import WORD_START
+from data_pipeline.prepare import PrepareStage
+from data_pipeline.shards import ShardedDataset
 from data_pipeline.tokenization import Encoder, WordPieceTokenizer, tokenizer_record
 from data_pipeline.tokenization import chinese as chinese_module
 from data_pipeline.tokenization.chinese import cutting, segmenter
 from data_pipeline.tokenization.starts import characters, sentence_starts, word_starts
-from tests.data_pipeline.tokenization.kinds import KINDS, config_of, texts
+from tests.data_pipeline.tokenization.kinds import KINDS, config_of, documents, texts
 
 needs_rjieba = pytest.mark.skipif(
     importlib.util.find_spec("rjieba") is None, reason="rjieba is not installed"
@@ -146,3 +149,35 @@ def test_without_rjieba_jieba_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"pip install 'onward\[chinese\]'"):
         config.build(tmp_path / "t", Path, texts)
     assert not (tmp_path / "t").exists()
+
+
+@needs_rjieba
+def test_shards_with_other_words_have_another_content(tmp_path):
+    """The same ids under other words are masked otherwise: no plan or cursor of one fits both."""
+    place = tmp_path / "zh.jsonl"
+    lines = (json.dumps({"text": text}) + "\n" for text in documents(10))
+    place.write_text("".join(lines), encoding="utf-8")
+    made = {}
+    for words in ("characters", "jieba"):
+        stage = PrepareStage.model_validate(
+            {
+                "tokenizer": {
+                    "name": "wordpiece",
+                    "vocabulary_size": 220,
+                    "corpora": ["zh"],
+                    "chinese_words": words,
+                },
+                "corpora": {"zh": {"sources": [{"name": "jsonl", "path": str(place)}]}},
+            }
+        )
+        folder = tmp_path / words
+        folder.mkdir()
+        context = StageContext(words, folder, 0, words, {})
+        stage.check(context)
+        stage.run(context)
+        made[words] = ShardedDataset.open(folder / "corpora" / "zh" / "train")
+    plain, cut = made["characters"], made["jieba"]
+    np.testing.assert_array_equal(plain.shard_tokens(0), cut.shard_tokens(0))
+    assert (plain.shard_annotations(0) != cut.shard_annotations(0)).any()
+    assert plain.content != cut.content
+    assert cut.manifest.tokenizer.words.startswith("rjieba ")

@@ -74,7 +74,8 @@ class PieceLayout:
     Attributes:
         length: tokens a row.
         bounds: int64 [n + 1]: row r holds the pieces bounds[r] up to bounds[r + 1]; each some.
-        sizes: int64 [P]: tokens of each piece with its special ones.
+        begins: int64 [P]: first token of each piece in the flat array of all rows.
+        ends: int64 [P]: where it ends there, its special tokens included.
         joined: bool [P]: the piece goes on with the document of the one before it in its row: no
             special tokens stand before it, its positions run on. None: no piece does.
         before: special tokens before a piece.
@@ -83,89 +84,100 @@ class PieceLayout:
 
     length: int
     bounds: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    begins: NDArray[np.int64]
+    ends: NDArray[np.int64]
     joined: NDArray[np.bool_] | None
     before: int
     after: int
 
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.bounds) - 1
+
     def __getitem__(self, part: slice) -> "PieceLayout":
         bounds = self.bounds[part.start : part.stop + 1]
         own = slice(int(bounds[0]), int(bounds[-1]))
-        joined = None if self.joined is None else self.joined[own]
+        moved = part.start * self.length
         return PieceLayout(
-            self.length, bounds - bounds[0], self.sizes[own], joined, self.before, self.after
+            self.length,
+            bounds - bounds[0],
+            self.begins[own] - moved,
+            self.ends[own] - moved,
+            None if self.joined is None else self.joined[own],
+            self.before,
+            self.after,
         )
+
+    def stops(self) -> NDArray[np.int64]:
+        """Where the padding of each row begins in the flat array, int64 [n]."""
+        return self.ends.take(self.bounds[1:] - 1)
 
     def filled(self) -> NDArray[np.int64]:
         """Tokens of each row without padding, [n]."""
-        total = np.append(0, np.cumsum(self.sizes))[self.bounds]
-        found: NDArray[np.int64] = np.diff(total)
-        return found
+        return self.stops() - np.arange(len(self)) * self.length
 
-    def begins(self) -> NDArray[np.int64]:
-        """Where each piece begins in the flat array of all rows: int64 [P]."""
-        filled = self.filled()
-        padded = self.sizes.copy()
-        padded[self.bounds[1:] - 1] += self.length - filled
-        found: NDArray[np.int64] = np.cumsum(padded) - padded
-        return found
+    def places(self) -> "SpecialPlaces":
+        """Where added tokens stand."""
+        stops = self.stops()
+        padding = np.arange(1, len(self) + 1) * self.length - stops
+        behind = np.arange(int(padding.sum()))
+        if len(behind):
+            behind += np.repeat(stops - np.cumsum(padding) + padding, padding)
+        opened = self.begins if self.joined is None else self.begins[~self.joined]
+        return SpecialPlaces(
+            tuple(opened + number for number in range(self.before)),
+            tuple(self.ends - number for number in range(self.after, 0, -1)),
+            behind,
+        )
 
     def segments(self) -> NDArray[np.int32]:
         """1, 2, ... for the documents of a row, 0 for padding: int32 [n, length]."""
         number = np.cumsum(self._fresh(), dtype=np.int64)
-        number -= np.repeat(number[self.bounds[:-1]], np.diff(self.bounds)) - 1
-        return self._spread(number.astype(np.int32), np.int32(0))
+        number -= np.repeat(number.take(self.bounds[:-1]) - 1, np.diff(self.bounds))
+        return self._spread(number.astype(np.int32))
 
     def positions(self) -> NDArray[np.int32]:
         """Restarting at 0 in every document, 0 for padding: int32 [n, length]."""
-        begins = self.begins()
-        fresh = self._fresh()
-        starts = begins[np.flatnonzero(fresh)][np.cumsum(fresh) - 1]
-        rows = len(self.bounds) - 1
-        place = np.arange(rows * self.length).reshape(rows, self.length)
-        place -= self._spread(starts, 0)
-        place.reshape(-1)[special_places(self, begins).padding] = 0
-        return place.astype(np.int32)
+        starts = self.begins
+        if self.joined is not None:
+            starts = starts[~self.joined].take(np.cumsum(~self.joined) - 1)
+        place = np.arange(len(self) * self.length, dtype=np.int32).reshape(len(self), self.length)
+        place -= self._spread(starts.astype(np.int32))
+        place.reshape(-1)[self.places().padding] = 0
+        return place
 
     def special(self) -> NDArray[np.bool_]:
         """True at added tokens and padding: bool [n, length]."""
-        rows = len(self.bounds) - 1
-        found = np.zeros(rows * self.length, np.bool_)
-        places = special_places(self)
+        found = np.zeros(len(self) * self.length, np.bool_)
+        places = self.places()
         for each in (*places.before, *places.after, places.padding):
             found[each] = True
-        return found.reshape(rows, self.length)
+        return found.reshape(len(self), self.length)
 
     def parts(self) -> NDArray[np.uint8]:
         """Which part of its document a token stands in, from 0: uint8 [n, length]."""
-        rows = len(self.bounds) - 1
         if self.joined is None:
-            return np.zeros((rows, self.length), np.uint8)
-        count = np.arange(len(self.sizes))
-        fresh = np.flatnonzero(self._fresh())
-        part = count - fresh[np.searchsorted(fresh, count, "right") - 1]
-        return self._spread(part.astype(np.uint8), np.uint8(0))
+            return np.zeros((len(self), self.length), np.uint8)
+        number = np.arange(len(self.begins))
+        fresh = np.flatnonzero(~self.joined)
+        number -= fresh.take(np.cumsum(~self.joined) - 1)
+        return self._spread(number.astype(np.uint8))
 
     def _fresh(self) -> NDArray[np.bool_]:
         """Bool [P]: where a document begins."""
-        if self.joined is None:
-            return np.ones(len(self.sizes), np.bool_)
-        return ~self.joined
+        return np.ones(len(self.begins), np.bool_) if self.joined is None else ~self.joined
 
-    def _spread(self, values: NDArray[Any], padding: Any) -> NDArray[Any]:
-        """A value for each piece -> one for each token, [n, length]."""
-        rows = len(self.bounds) - 1
-        tiles = len(values) + rows
-        ends = self.bounds[1:] + np.arange(rows)
-        sizes = np.empty(tiles, np.int64)
-        spread = np.empty(tiles, values.dtype)
-        inside = np.ones(tiles, np.bool_)
-        inside[ends] = False
-        sizes[inside] = self.sizes
-        spread[inside] = values
-        sizes[ends] = self.length - self.filled()
-        spread[ends] = padding
-        return np.repeat(spread, sizes).reshape(rows, self.length)
+    def _spread(self, values: NDArray[Any]) -> NDArray[Any]:
+        """A value for each piece -> one for each token, [n, length]; 0 for padding."""
+        lasts = self.bounds[1:] + np.arange(len(self))
+        is_piece = np.ones(len(values) + len(self), np.bool_)
+        is_piece[lasts] = False
+        sizes = np.empty(len(is_piece), np.int64)
+        sizes[is_piece] = self.ends - self.begins
+        sizes[lasts] = self.length - self.filled()
+        tiles = np.zeros(len(is_piece), values.dtype)
+        tiles[is_piece] = values
+        return np.repeat(tiles, sizes).reshape(len(self), self.length)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,24 +193,6 @@ class SpecialPlaces:
     before: tuple[NDArray[np.int64], ...]
     after: tuple[NDArray[np.int64], ...]
     padding: NDArray[np.int64]
-
-
-def special_places(layout: PieceLayout, begins: NDArray[np.int64] | None = None) -> SpecialPlaces:
-    """Where added tokens stand; ``begins`` spares the layout's own reckoning."""
-    begins = layout.begins() if begins is None else begins
-    ends = begins + layout.sizes
-    opened = begins if layout.joined is None else begins[~layout.joined]
-    stops = ends[layout.bounds[1:] - 1]
-    padding = np.arange(1, len(stops) + 1) * layout.length - stops
-    total = int(padding.sum())
-    places = np.arange(total)
-    if total:
-        places += np.repeat(stops - np.cumsum(padding) + padding, padding)
-    return SpecialPlaces(
-        tuple(opened + number for number in range(layout.before)),
-        tuple(ends - (layout.after - number) for number in range(layout.after)),
-        places,
-    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,6 +7,7 @@ beside the text, and special ids are written over it afterwards. That way one co
 """
 
 import struct
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,19 +24,33 @@ if TYPE_CHECKING:
 Places = NDArray[np.int64]
 
 STRETCH = np.dtype([("size", "<i4"), ("padding", "<i4"), ("window", "<i4"), ("offset", "<i4")])
-"""In tokens: all of it; its padding, and ``EDGE``; where it begins, from its window's begin."""
+"""In tokens: all of it; its padding, and flags; where it begins, from its window's begin."""
 
-EDGE = 1 << 30
-"""Added to ``padding`` of a stretch that reaches over its shard's first or last token."""
+APART = 1 << 30
+"""Flag of a stretch over its shard's edge, or so short that Arrow keeps it in the view itself."""
+
+JOINED = 1 << 29
+"""Flag of a stretch that goes on with the document of the one before it."""
+
+PADDING = JOINED - 1
+"""Mask of what is no flag."""
 
 WINDOW = 1 << 28
 """Tokens from one window of a shard to the next: a view's offset has 31 bits, in bytes."""
 
 INLINE = 12
-"""Arrow keeps so many bytes or fewer inside the view itself, not in a buffer."""
+"""Arrow keeps so many bytes or fewer inside the view."""
+
+_WHOLE = np.dtype(np.complex128)
+"""Any number of 16 bytes: records are copied field by field."""
 
 _INLINE_VIEW = struct.Struct("<i12s")
 _BUFFER_VIEW = struct.Struct("<iiii")
+_STRETCHES = 1 << 26
+"""Stretches from one window of a table to the next: 1 GiB."""
+
+_STRETCH_SHIFT = 4
+"""2**4 bytes a stretch. Shifts, as numpy divides slowly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +60,15 @@ class ShardSize:
     Attributes:
         name: for errors.
         tokens: how many it has.
+        itemsize: bytes of one.
+        first_window: the number of its first window among those of all shards.
         window: tokens, see ``WINDOW``.
     """
 
     name: str
     tokens: int
+    itemsize: int
+    first_window: int = 0
     window: int = WINDOW
 
     @property
@@ -65,12 +84,10 @@ class PieceTable:
     Attributes:
         offsets: int64 [rows + 1]: row r holds the stretches offsets[r] up to offsets[r + 1].
         stretches: ``STRETCH`` [P]; those of a row make up its length exactly.
-        joined: bool [P]: a stretch goes on with the document of the one before it; None: none does.
     """
 
     offsets: Places
     stretches: NDArray[Any]
-    joined: NDArray[np.bool_] | None = None
 
 
 def lay_out(
@@ -87,7 +104,7 @@ def lay_out(
         offsets: int64 [rows + 1], as in ``PackingPlan``.
         starts: int64 [P], in tokens from the shard's first.
         lengths: int64 [P], text alone.
-        joined: bool [P], as in ``PieceTable``.
+        joined: bool [P]: a piece goes on with the document of the one before it; None: none does.
         shape: of a row.
         shard: that they lie in.
 
@@ -111,13 +128,41 @@ def lay_out(
         raise DataError(msg)
     sizes += padding
     begins = starts - before
+    apart = (begins < 0) | (begins + sizes > shard.tokens) | (sizes * shard.itemsize <= INLINE)
+    window = np.maximum(begins, 0) // shard.window
     table = np.empty(len(starts), STRETCH)
     table["size"] = sizes
-    table["padding"] = padding + EDGE * ((begins < 0) | (begins + sizes > shard.tokens))
-    table["window"] = np.maximum(begins, 0) // shard.window
-    table["offset"] = begins - table["window"].astype(np.int64) * shard.window
+    table["padding"] = padding + APART * apart + (0 if joined is None else JOINED * joined)
+    table["window"] = shard.first_window + window
+    table["offset"] = begins - window * shard.window
     table.flags.writeable = False
-    return PieceTable(offsets, table, joined)
+    return PieceTable(offsets, table)
+
+
+def take_rows(tables: Sequence[PieceTable], table: Places, rows: Places) -> PieceTable:
+    """Rows of tables, int64 [n] each, as a table of their own, in that order.
+
+    ``table`` says which one a row stands in. Copied like tokens: a row's stretches are one piece of
+    a table, and take a multiple of 16 bytes.
+    """
+    import pyarrow as pa
+
+    views = np.empty(len(rows), STRETCH)
+    buffers: list[pa.Buffer | None] = [None, pa.py_buffer(views)]
+    for number, each in enumerate(tables):
+        own = np.flatnonzero(table == number) if len(tables) > 1 else slice(None)
+        first = each.offsets.take(rows[own])
+        count = each.offsets.take(rows[own] + 1) - first
+        window = first >> (_STRETCHES.bit_length() - 1)
+        views["size"][own] = count << _STRETCH_SHIFT
+        views["window"][own] = window + (len(buffers) - 2)
+        views["offset"][own] = (first & (_STRETCHES - 1)) << _STRETCH_SHIFT
+        buffers += _windows(each.stretches, _STRETCHES)
+    views["padding"] = 0
+    array = pa.Array.from_buffers(pa.binary_view(), len(views), buffers, null_count=0)
+    _, ends, values = array.cast(pa.large_binary()).buffers()
+    offsets = np.frombuffer(ends, np.int64, len(views) + 1) >> _STRETCH_SHIFT
+    return PieceTable(offsets, np.frombuffer(values, STRETCH, int(offsets[-1])))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,19 +171,17 @@ class Stored:
 
     Attributes:
         size: of the shard.
-        first_window: the number of its first window among those of the batch.
         whole: all of it; None where it is not mapped.
         read: (starts, lengths), int64 [k] in tokens -> that, end to end.
     """
 
     size: ShardSize
-    first_window: int
     whole: NDArray[Any] | None
     read: Callable[[Places, Places], NDArray[Any]]
 
     def begins(self, stretches: NDArray[Any]) -> Places:
         """First tokens of stretches, int64 [k]; some below 0 at the shard's edge."""
-        window = stretches["window"].astype(np.int64) - self.first_window
+        window = stretches["window"].astype(np.int64) - self.size.first_window
         found: Places = window * self.size.window + stretches["offset"]
         return found
 
@@ -148,7 +191,9 @@ class Stored:
         if self.whole is None:
             inside = self.read(np.array([first]), np.array([stop - first]))
         else:
-            inside = self.whole[first:stop]
+            inside = np.asarray(self.whole)[first:stop]
+        if stop - first == tokens:
+            return inside.tobytes()
         outside = bytes((first - begin) * itemsize), bytes((begin + tokens - stop) * itemsize)
         return outside[0] + inside.tobytes() + outside[1]
 
@@ -159,100 +204,100 @@ class Gathered:
 
     Attributes:
         values: of all of them, flat, writable.
-        begins: int64 [P], where each begins in it.
+        ends: int64 [P + 1]: 0, then where each ends in it.
     """
 
     values: NDArray[Any]
-    begins: Places
+    ends: Places
 
 
 def gather(stretches: NDArray[Any], shards: Sequence[Stored], dtype: np.dtype[Any]) -> Gathered:
     """Copy stretches of shards.
 
     Args:
-        stretches: ``STRETCH`` [P] of ``lay_out``, windows counted through the shards.
-        shards: by ``first_window``, from 0 up.
+        stretches: ``STRETCH`` [P] of ``lay_out``.
+        shards: that they lie in, ascending.
         dtype: of what is read.
     """
     import pyarrow as pa
 
-    apart = np.flatnonzero(
-        (stretches["padding"] >= EDGE) | (stretches["size"] <= INLINE // dtype.itemsize)
-    )
-    views = stretches.copy()
-    buffers: list[pa.Buffer | None] = [None, pa.py_buffer(views)]
+    flagged = stretches["padding"] >= APART
+    if dtype.itemsize == 1:
+        flagged |= stretches["size"] <= INLINE
+    apart = np.flatnonzero(flagged)
+    views = stretches.view(_WHOLE).copy().view(STRETCH)
+    last = shards[-1].size
+    nothing = pa.py_buffer(b"")
+    buffers = [nothing] * (last.first_window + last.windows)
     for shard in shards:
+        first = shard.size.first_window
         if shard.whole is None:
-            buffers += _read_now(stretches, views, shard)
+            buffers[first] = _read_now(stretches, views, shard)
         else:
-            buffers += _windows(shard, shard.whole)
+            buffers[first : first + shard.size.windows] = _windows(shard.whole, shard.size.window)
     if dtype.itemsize > 1:
         views["size"] *= dtype.itemsize
         views["offset"] *= dtype.itemsize
     if len(apart):
-        buffers.append(_copy_one_by_one(stretches, views, apart, shards, dtype.itemsize))
-    array = pa.Array.from_buffers(pa.binary_view(), len(views), buffers, null_count=0)
-    _, begins, values = array.cast(pa.large_binary()).buffers()
-    ends = np.frombuffer(begins, np.int64, len(views) + 1) // dtype.itemsize
-    return Gathered(np.frombuffer(values, dtype, int(ends[-1])), ends[:-1])
+        copied = _copy_one_by_one(stretches[apart], shards, dtype.itemsize, len(buffers))
+        views[apart] = copied.views
+        buffers.append(pa.py_buffer(copied.content))
+    array = pa.Array.from_buffers(
+        pa.binary_view(), len(views), [None, pa.py_buffer(views), *buffers], null_count=0
+    )
+    _, ends, values = array.cast(pa.large_binary()).buffers()
+    ended = np.frombuffer(ends, np.int64, len(views) + 1) >> (dtype.itemsize.bit_length() - 1)
+    return Gathered(np.frombuffer(values, dtype, int(ended[-1])), ended)
 
 
-def _windows(shard: Stored, whole: NDArray[Any]) -> "list[pa.Buffer]":
-    """A mapped shard in windows, each with what begins in it."""
+def _windows(array: NDArray[Any], step: int) -> "list[pa.Buffer]":
+    """An array in windows, each with what begins in it: a view's offset has 31 bits."""
     import pyarrow as pa
 
-    step, array = shard.size.window, np.asarray(whole)
-    if len(array) != shard.size.tokens:
-        msg = f"{shard.size.name}: {len(array)} tokens, expected {shard.size.tokens}"
-        raise DataError(msg)
+    plain = np.asarray(array)
     return [
-        pa.py_buffer(array[number * step : (number + 2) * step - 1])
-        for number in range(shard.size.windows)
+        pa.py_buffer(plain[first : first + 2 * step - 1])
+        for first in range(0, len(plain) // step * step + 1, step)
     ]
 
 
-def _read_now(stretches: NDArray[Any], views: NDArray[Any], shard: Stored) -> "list[pa.Buffer]":
+def _read_now(stretches: NDArray[Any], views: NDArray[Any], shard: Stored) -> "pa.Buffer":
     """What stretches need of a shard that is not mapped; their views are turned to it."""
     import pyarrow as pa
 
-    last = shard.first_window + shard.size.windows
+    first = shard.size.first_window
     window = stretches["window"]
-    inside = (window >= shard.first_window) & (window < last) & (stretches["padding"] < EDGE)
-    own = np.flatnonzero(inside)
+    inside = (window >= first) & (window < first + shard.size.windows)
+    own = np.flatnonzero(inside & (stretches["padding"] < APART))
     sizes = stretches["size"][own].astype(np.int64)
     read = shard.read(shard.begins(stretches[own]), sizes)
-    views["window"][own] = shard.first_window
+    views["window"][own] = first
     views["offset"][own] = np.cumsum(sizes) - sizes
-    return [
-        pa.py_buffer(np.ascontiguousarray(read)),
-        *[pa.py_buffer(b"")] * (shard.size.windows - 1),
-    ]
+    return pa.py_buffer(np.ascontiguousarray(read))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Copied:
+    """Stretches copied one by one: their views, and the buffer that these point into."""
+
+    views: NDArray[Any]
+    content: bytes
 
 
 def _copy_one_by_one(
-    stretches: NDArray[Any],
-    views: NDArray[Any],
-    apart: Places,
-    shards: Sequence[Stored],
-    itemsize: int,
-) -> "pa.Buffer":
+    stretches: NDArray[Any], shards: Sequence[Stored], itemsize: int, buffer: int
+) -> _Copied:
     """Stretches over a shard's edge, and those so short that a view holds their bytes itself."""
-    import pyarrow as pa
-
     made, kept, used = [], [], 0
-    number = shards[-1].first_window + shards[-1].size.windows
-    firsts = np.array([shard.first_window for shard in shards])
-    owners = np.searchsorted(firsts, stretches["window"][apart], "right") - 1
-    begins, sizes = np.empty(len(apart), np.int64), stretches["size"][apart].tolist()
-    for owner in np.unique(owners).tolist():
-        begins[owners == owner] = shards[owner].begins(stretches[apart[owners == owner]])
-    for owner, begin, size in zip(owners.tolist(), begins.tolist(), sizes, strict=True):
-        content = shards[owner].one(begin, size, itemsize)
+    firsts = [shard.size.first_window for shard in shards]
+    for size, _, window, offset in stretches.tolist():
+        shard = shards[bisect_right(firsts, window) - 1]
+        begin = (window - shard.size.first_window) * shard.size.window + offset
+        content = shard.one(begin, size, itemsize)
         if len(content) <= INLINE:
             made.append(_INLINE_VIEW.pack(len(content), content))
         else:
-            made.append(_BUFFER_VIEW.pack(len(content), 0, number, used))
+            made.append(_BUFFER_VIEW.pack(len(content), 0, buffer, used))
             kept.append(content)
             used += len(content)
-    views[apart] = np.frombuffer(b"".join(made), STRETCH)
-    return pa.py_buffer(b"".join(kept))
+    return _Copied(np.frombuffer(b"".join(made), STRETCH), b"".join(kept))

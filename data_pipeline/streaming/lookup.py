@@ -1,6 +1,6 @@
 """Picks -> the stretches of shards that their rows consist of, by array operations alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,31 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.packing import SentencePairsPacking
-from data_pipeline.streaming.gather import STRETCH, WINDOW, PieceTable, ShardSize, lay_out
+from data_pipeline.streaming.gather import (
+    WINDOW,
+    PieceTable,
+    ShardSize,
+    lay_out,
+    take_rows,
+)
 from data_pipeline.streaming.order import Picks
 from data_pipeline.streaming.packed import PackedSource
 
-_WHOLE = np.dtype(np.complex128)
-"""Any type of 16 bytes: numpy copies numbers faster than records."""
-
 Places = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FoundShard:
-    """A shard that some rows lie in.
-
-    Attributes:
-        source: index of its source.
-        shard: its number there.
-        size: its own.
-        first_window: number of its first window among those of all these shards.
-    """
-
-    source: int
-    shard: int
-    size: ShardSize
-    first_window: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,40 +26,60 @@ class Found:
     """What rows consist of.
 
     Attributes:
+        picks: the rows.
+        shard: int64 [n], number of the shard that each lies in, among those of the index.
         bounds: int64 [n + 1]: row r consists of the stretches bounds[r] up to bounds[r + 1].
-        stretches: ``STRETCH`` [P], windows counted through the shards.
-        joined: bool [P], as in ``PieceTable``.
+        stretches: ``STRETCH`` [P], windows counted through all shards of the index.
         labels: int64 [n]; None: the packing gives none.
-        shards: that the stretches lie in.
     """
 
+    picks: Picks
+    shard: Places
     bounds: Places
     stretches: NDArray[Any]
-    joined: NDArray[np.bool_] | None
     labels: NDArray[np.int64] | None
-    shards: list[FoundShard]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.bounds) - 1
+
+    def __getitem__(self, part: slice) -> "Found":
+        """Some of the rows; no copy. ``part`` has whole bounds and step 1."""
+        bounds = self.bounds[part.start : part.stop + 1]
+        return Found(
+            self.picks[part],
+            self.shard[part],
+            bounds - bounds[0],
+            self.stretches[bounds[0] : bounds[-1]],
+            None if self.labels is None else self.labels[part],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Found"]) -> "Found":
+        """Rows one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        counts = np.concatenate([np.diff(part.bounds) for part in parts])
+        labels = [part.labels for part in parts if part.labels is not None]
+        return cls(
+            Picks.joined([part.picks for part in parts]),
+            np.concatenate([part.shard for part in parts]),
+            np.append(0, np.cumsum(counts)),
+            np.concatenate([part.stretches for part in parts]),
+            np.concatenate(labels) if labels else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Share:
-    """Rows in one shard.
+class ShardPlace:
+    """A shard of the index.
 
     Attributes:
-        at: which of the picks, int64 [m].
-        counts: stretches of each, int64 [m].
-        stretches: ``STRETCH``, row by row.
-        joined: as in ``PieceTable``, row by row.
-        labels: int64 [m], or None.
-        source: index of the source.
-        shard: number of the shard.
-        size: of the shard.
+        source: index of its source.
+        shard: its number there.
+        size: its own, with the place of its windows among those of all shards.
     """
 
-    at: Places
-    counts: Places
-    stretches: NDArray[Any]
-    joined: NDArray[np.bool_] | None
-    labels: NDArray[np.int64] | None
     source: int
     shard: int
     size: ShardSize
@@ -84,137 +90,90 @@ class RowIndex:
     """Where every row of some sources lies. Safe to use from several threads.
 
     Attributes:
-        sources: in the recipe's order.
+        sources: in the recipe's order, all packed alike.
         seed: keys what a packing draws afresh in every epoch.
-        window: tokens; see ``gather.WINDOW``.
+        shards: of all sources.
         source_rows: int64 [S]: rows of all sources before each.
-        shard_rows: int64 [G + 1]: the same for the shards of all sources, then the total.
-        source_shards: int64 [S]: shards of all sources before each.
+        shard_rows: int64 [G + 1]: rows of all shards before each, then the total.
     """
 
     sources: tuple[PackedSource, ...]
     seed: int
-    window: int
+    shards: tuple[ShardPlace, ...]
     source_rows: Places
     shard_rows: Places
-    source_shards: Places
-    _tables: dict[tuple[int, int], PieceTable] = field(default_factory=dict, repr=False)
+    _tables: dict[int, PieceTable] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, sources: Sequence[PackedSource], seed: int = 0, window: int = WINDOW) -> "RowIndex":
-        """The index of open sources; looks at no plan."""
+        """The index of open sources; looks at no plan. ``window``: see ``gather.WINDOW``."""
+        shards: list[ShardPlace] = []
+        windows = 0
+        for number, source in enumerate(sources):
+            for at, opened in enumerate(source.data.shards):
+                name = f"{source.data.folder}/{opened.record.name}"
+                itemsize = opened.index.dtype.itemsize
+                size = ShardSize(name, opened.record.tokens, itemsize, windows, window)
+                shards.append(ShardPlace(number, at, size))
+                windows += size.windows
         rows = np.cumsum([0, *(len(source) for source in sources)])
-        shards = np.cumsum([0, *(len(source.data.shards) for source in sources)])
         starts = [first + s.row_starts[:-1] for first, s in zip(rows, sources, strict=False)]
-        shard_rows = np.concatenate([*starts, rows[-1:]])
-        return cls(tuple(sources), seed, window, rows[:-1], shard_rows, shards[:-1])
+        return cls(
+            tuple(sources),
+            seed,
+            tuple(shards),
+            rows[:-1],
+            np.concatenate([*starts, rows[-1:]]),
+        )
 
     def find(self, picks: Picks) -> Found:
-        """What the rows of the picks consist of, in the order of the picks."""
-        shares = list(self._shares(picks))
-        windows = np.cumsum([0, *(share.size.windows for share in shares)]).tolist()
-        for share, first in zip(shares, windows, strict=False):
-            if first:
-                share.stretches["window"] += first
-        if len(shares) == 1:
-            return _found(shares, windows, shares[0].counts, None)
-        order = np.concatenate([share.at for share in shares])
-        grouped = np.concatenate([share.counts for share in shares])
-        counts = np.empty_like(grouped)
-        counts[order] = grouped
-        shifts = (np.cumsum(counts) - counts)[order] - (np.cumsum(grouped) - grouped)
-        places = np.repeat(shifts, grouped)
-        places += np.arange(len(places))
-        return _found(shares, windows, counts, places)
-
-    def _shares(self, picks: Picks) -> Iterator[_Share]:
+        """What the rows of the picks (one at least) consist of, in the order of the picks."""
         rows = picks.sample + self.source_rows.take(picks.source)
         owner = np.searchsorted(self.shard_rows, rows, "right") - 1
         rows -= self.shard_rows.take(owner)
-        for number in np.flatnonzero(np.bincount(owner)).tolist():
-            source = int(np.searchsorted(self.source_shards, number, "right")) - 1
-            at = np.flatnonzero(owner == number)
-            yield self._share(source, number - int(self.source_shards[source]), at, rows[at], picks)
+        used = np.flatnonzero(np.bincount(owner))
+        table = np.searchsorted(used, owner)
+        if isinstance(self.sources[0].packing, SentencePairsPacking):
+            return self._find_pairs(picks, owner, rows, used.tolist(), table)
+        made = take_rows([self._table(number) for number in used.tolist()], table, rows)
+        return Found(picks, owner, made.offsets, made.stretches, None)
 
-    def _share(self, source: int, shard: int, at: Places, rows: Places, picks: Picks) -> _Share:
-        labels = None
-        if isinstance(self.sources[source].packing, SentencePairsPacking):
-            table, labels = self._pairs(source, shard, rows, picks.sample[at], picks.epoch[at])
-            rows = np.arange(len(rows))
-        else:
-            table = self._table(source, shard)
-        first = table.offsets.take(rows)
-        counts = table.offsets.take(rows + 1) - first
-        pieces = np.repeat(first - np.cumsum(counts) + counts, counts)
-        pieces += np.arange(len(pieces))
-        stretches = table.stretches.view(_WHOLE).take(pieces).view(STRETCH)
-        joined = None if table.joined is None else table.joined.take(pieces)
-        size = self._size(source, shard)
-        return _Share(at, counts, stretches, joined, labels, source, shard, size)
+    def shards_of(self, found: Found) -> list[ShardPlace]:
+        """The shards that rows lie in, ascending."""
+        return [self.shards[number] for number in np.flatnonzero(np.bincount(found.shard))]
 
-    def _size(self, source: int, shard: int) -> ShardSize:
-        data = self.sources[source].data
-        opened = data.shards[shard]
-        name = f"{data.folder}/{opened.record.name}"
-        return ShardSize(name, opened.record.tokens, self.window)
-
-    def _table(self, source: int, shard: int) -> PieceTable:
+    def _table(self, number: int) -> PieceTable:
         """The rows of a shard; made when the first of them is read."""
-        made = self._tables.get((source, shard))
+        made = self._tables.get(number)
         if made is None:
-            packed = self.sources[source]
-            plan = packed.plan(shard)
-            index = packed.data.shards[shard].index
+            place = self.shards[number]
+            packed = self.sources[place.source]
+            plan, index = packed.plan(place.shard), packed.data.shards[place.shard].index
             starts = index.starts.take(plan.pieces[:, 0]) + plan.pieces[:, 1]
             lengths = plan.pieces[:, 2].astype(np.int64)
-            size = self._size(source, shard)
-            made = lay_out(plan.offsets, starts, lengths, None, packed.shape, size)
-            self._tables[source, shard] = made
+            made = lay_out(plan.offsets, starts, lengths, None, packed.shape, place.size)
+            self._tables[number] = made
         return made
 
-    def _pairs(
-        self, source: int, shard: int, rows: Places, samples: Places, epochs: Places
-    ) -> tuple[PieceTable, NDArray[np.int64]]:
-        """Rows of sentence pairs, and their labels: drawn afresh in every epoch."""
-        packed = self.sources[source]
-        pairs = packed.pairs(shard, rows, self.seed, samples, epochs)
-        there = pairs.lengths.reshape(-1) > 0
-        offsets = np.append(0, np.cumsum(there.reshape(-1, 2).sum(1)))
-        joined = np.tile([False, True], len(rows))[there]
-        starts, lengths = pairs.starts.reshape(-1)[there], pairs.lengths.reshape(-1)[there]
-        table = lay_out(offsets, starts, lengths, joined, packed.shape, self._size(source, shard))
-        return table, pairs.labels
-
-
-def _found(
-    shares: list[_Share], windows: list[int], counts: Places, places: Places | None
-) -> Found:
-    """Put shares together; ``places`` says where each of their stretches goes, None: it stays."""
-    bounds = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=bounds[1:])
-    shards = [
-        FoundShard(share.source, share.shard, share.size, first)
-        for share, first in zip(shares, windows, strict=False)
-    ]
-    if places is None:
-        (share,) = shares
-        return Found(bounds, share.stretches, share.joined, share.labels, shards)
-    stretches = np.empty(len(places), STRETCH)
-    wholes = [share.stretches.view(_WHOLE) for share in shares]
-    stretches.view(_WHOLE)[places] = np.concatenate(wholes)
-    joined = _scattered([share.joined for share in shares], places)
-    labels = _scattered(
-        [share.labels for share in shares], np.concatenate([share.at for share in shares])
-    )
-    return Found(bounds, stretches, joined, labels, shards)
-
-
-def _scattered(values: Sequence[NDArray[Any] | None], places: Places) -> Any:
-    """Arrays put where they belong; None if there are none: all sources share one packing."""
-    there = [value for value in values if value is not None]
-    if not there:
-        return None
-    joined = np.concatenate(there)
-    found = np.empty_like(joined)
-    found[places] = joined
-    return found
+    def _find_pairs(
+        self, picks: Picks, owner: Places, rows: Places, used: list[int], table: Places
+    ) -> Found:
+        """Rows of sentence pairs, drawn afresh in every epoch."""
+        labels = np.empty(len(rows), np.int64)
+        places = np.empty_like(rows)
+        tables = []
+        for number, shard in enumerate(used):
+            own = np.flatnonzero(table == number)
+            place = self.shards[shard]
+            packed = self.sources[place.source]
+            pairs = packed.pairs(
+                place.shard, rows[own], self.seed, picks.sample[own], picks.epoch[own]
+            )
+            there = pairs.lengths > 0
+            offsets = np.append(0, np.cumsum(np.count_nonzero(there, axis=1)))
+            second = np.broadcast_to([False, True], there.shape)[there]
+            starts, lengths = pairs.starts[there], pairs.lengths[there]
+            tables.append(lay_out(offsets, starts, lengths, second, packed.shape, place.size))
+            labels[own], places[own] = pairs.labels, np.arange(len(own))
+        made = take_rows(tables, table, places)
+        return Found(picks, owner, made.offsets, made.stretches, labels)

@@ -1,6 +1,6 @@
 """Rows of open shards: what the index finds is copied, and special ids are put in place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import DataError
-from data_pipeline.rows import PieceLayout, RowKeys, Rows, special_places
+from data_pipeline.rows import PieceLayout, RowKeys, Rows, SpecialPlaces
 from data_pipeline.shards import TokenizerRecord
-from data_pipeline.streaming.gather import EDGE, WINDOW, Gathered, Stored, gather
-from data_pipeline.streaming.lookup import Found, FoundShard, RowIndex
+from data_pipeline.streaming.gather import JOINED, PADDING, WINDOW, Gathered, Stored, gather
+from data_pipeline.streaming.lookup import Found, RowIndex, ShardPlace
 from data_pipeline.streaming.order import Picks
 from data_pipeline.streaming.packed import PackedSource
 
@@ -29,6 +29,7 @@ class RowReader:
         padding: the id that fills a row: the padding id, or for tokenizers without one the end of
             text, or 0; nothing attends to it or is predicted from it.
         digests: int64 [S], of the sources: what their rows' randomness is keyed by.
+        dtypes: those that the sources keep tokens in, each once.
     """
 
     index: RowIndex
@@ -37,6 +38,7 @@ class RowReader:
     suffix: tuple[int, ...]
     padding: int
     digests: NDArray[np.int64]
+    dtypes: tuple[np.dtype[Any], ...]
 
     @classmethod
     def of(
@@ -51,6 +53,7 @@ class RowReader:
             tuple(tokenizer.suffix),
             _padding_id(tokenizer.special),
             np.array([source.digest63 for source in sources], np.int64),
+            tuple(dict.fromkeys(source.data.shards[0].index.dtype for source in sources)),
         )
 
     @property
@@ -76,93 +79,109 @@ class RowReader:
 
     def read(self, picks: Picks) -> Rows:
         """The rows of the picks, in their order; their annotations only if somebody asks."""
-        keys = RowKeys(picks.source, self.digests.take(picks.source), picks.sample, picks.epoch)
         if not len(picks.sample):
-            return self._none(keys)
-        found = self.index.find(picks)
-        gathered = self._tokens(picks, found)
-        layout = self._layout(found)
-        self._put(gathered, layout, (self.prefix, self.suffix, self.padding))
-        tokens = gathered.values.reshape(-1, self.length)
-        return Rows(tokens, keys, layout, partial(self._annotations, picks), found.labels)
+            return self._none(picks)
+        return self.fill(self.index.find(picks))
 
-    def _annotations(self, picks: Picks, part: slice) -> NDArray[np.uint8]:
-        own = Picks(picks.source[part], picks.epoch[part], picks.sample[part])
-        found = self.index.find(own)
-        shards = [self._stored_annotations(shard) for shard in found.shards]
-        gathered = gather(found.stretches, shards, np.dtype(np.uint8))
+    def fill(self, found: Found) -> Rows:
+        """The rows that the index found."""
+        gathered = self._tokens(found)
+        layout = self._layout(found, gathered)
+        _put(gathered.values, layout.places(), (self.prefix, self.suffix, self.padding))
+        return Rows(
+            gathered.values.reshape(-1, self.length),
+            self._keys(found.picks),
+            layout,
+            partial(self._annotations, found),
+            found.labels,
+        )
+
+    def _annotations(self, found: Found, part: slice) -> NDArray[np.uint8]:
+        own = found[part]
+        shards = [self._stored_annotations(place) for place in self.index.shards_of(own)]
+        gathered = gather(own.stretches, shards, np.dtype(np.uint8))
         nothing = (0,) * len(self.prefix), (0,) * len(self.suffix), 0
-        self._put(gathered, self._layout(found), nothing)
+        _put(gathered.values, self._layout(own, gathered).places(), nothing)
         return gathered.values.reshape(-1, self.length)
 
-    def _tokens(self, picks: Picks, found: Found) -> Gathered:
-        shards = [self._stored_tokens(shard) for shard in found.shards]
-        dtypes = [self._dtype(source) for source in range(len(self.sources))]
-        if len(set(dtypes)) == 1:
-            return gather(found.stretches, shards, dtypes[0])
-        return self._mixed(picks, found, shards, dtypes)
+    def _tokens(self, found: Found) -> Gathered:
+        shards = [self._stored_tokens(place) for place in self.index.shards_of(found)]
+        if len(self.dtypes) == 1:
+            return gather(found.stretches, shards, self.dtypes[0])
+        return self._mixed(found, shards)
 
-    def _mixed(
-        self, picks: Picks, found: Found, shards: list[Stored], dtypes: list[np.dtype[Any]]
-    ) -> Gathered:
+    def _mixed(self, found: Found, shards: list[Stored]) -> Gathered:
         """Tokens of sources that keep them in different dtypes, in one that holds all."""
         counts = np.diff(found.bounds)
-        sizes = found.stretches["size"].astype(np.int64)
-        ends = np.cumsum(sizes)
-        values = np.empty((len(counts), self.length), np.result_type(*dtypes))
-        for dtype in set(dtypes):
-            rows = np.isin(picks.source, [n for n, each in enumerate(dtypes) if each == dtype])
+        values = np.empty((len(found), self.length), np.result_type(*self.dtypes))
+        for dtype in self.dtypes:
+            own = [self._dtype(source) == dtype for source in range(len(self.sources))]
+            rows = np.array(own)[found.picks.source]
             if rows.any():
-                made = gather(found.stretches[np.repeat(rows, counts)], shards, dtype)
-                values[rows] = made.values.reshape(-1, self.length)
-        return Gathered(values.reshape(-1), ends - sizes)
+                some = found.stretches[np.repeat(rows, counts)]
+                values[rows] = gather(some, shards, dtype).values.reshape(-1, self.length)
+        ends = np.append(0, np.cumsum(found.stretches["size"], dtype=np.int64))
+        return Gathered(values.reshape(-1), ends)
 
-    def _layout(self, found: Found) -> PieceLayout:
-        sizes = found.stretches["size"] - (found.stretches["padding"] & (EDGE - 1))
+    def _layout(self, found: Found, gathered: Gathered) -> PieceLayout:
+        padding = found.stretches["padding"]
+        lasts = found.bounds[1:] - 1
+        ends = gathered.ends[1:].copy()
+        ends[lasts] -= padding[lasts] & PADDING
+        joined = None if found.labels is None else (padding & JOINED) > 0
         return PieceLayout(
             self.length,
             found.bounds,
-            sizes.astype(np.int64),
-            found.joined,
+            gathered.ends[:-1],
+            ends,
+            joined,
             len(self.prefix),
             len(self.suffix),
         )
 
-    def _put(
-        self,
-        gathered: Gathered,
-        layout: PieceLayout,
-        ids: tuple[Sequence[int], Sequence[int], int],
-    ) -> None:
-        """Write prefix, suffix and padding over what was copied in their places."""
-        places = special_places(layout, gathered.begins)
-        before, after, padding = ids
-        for each, value in zip(
-            (*places.before, *places.after, places.padding), (*before, *after, padding), strict=True
-        ):
-            gathered.values[each] = value
+    def _keys(self, picks: Picks) -> RowKeys:
+        return RowKeys(picks.source, self.digests.take(picks.source), picks.sample, picks.epoch)
 
     def _dtype(self, source: int) -> np.dtype[Any]:
         return self.sources[source].data.shards[0].index.dtype
 
-    def _stored_tokens(self, shard: FoundShard) -> Stored:
-        data = self.sources[shard.source].data
-        whole = data.shard_tokens(shard.shard) if data.mapped else None
-        return Stored(shard.size, shard.first_window, whole, partial(data.gather, shard.shard))
+    def _stored_tokens(self, place: ShardPlace) -> Stored:
+        data = self.sources[place.source].data
+        whole = data.shard_tokens(place.shard) if data.mapped else None
+        return _stored(place, whole, partial(data.gather, place.shard))
 
-    def _stored_annotations(self, shard: FoundShard) -> Stored:
-        data = self.sources[shard.source].data
-        whole = data.shard_annotations(shard.shard) if data.mapped else None
-        read = partial(data.gather_annotations, shard.shard)
-        return Stored(shard.size, shard.first_window, whole, read)
+    def _stored_annotations(self, place: ShardPlace) -> Stored:
+        data = self.sources[place.source].data
+        whole = data.shard_annotations(place.shard) if data.mapped else None
+        return _stored(place, whole, partial(data.gather_annotations, place.shard))
 
-    def _none(self, keys: RowKeys) -> Rows:
+    def _none(self, picks: Picks) -> Rows:
         nothing = np.zeros(0, np.int64)
-        layout = PieceLayout(
-            self.length, np.zeros(1, np.int64), nothing, None, len(self.prefix), len(self.suffix)
-        )
-        tokens = np.zeros((0, self.length), self._dtype(0))
-        return Rows(tokens, keys, layout, np.zeros((0, self.length), np.uint8))
+        around = len(self.prefix), len(self.suffix)
+        layout = PieceLayout(self.length, np.zeros(1, np.int64), nothing, nothing, None, *around)
+        tokens = np.zeros((0, self.length), self.dtypes[0])
+        return Rows(tokens, self._keys(picks), layout, np.zeros((0, self.length), np.uint8))
+
+
+def _stored(
+    place: ShardPlace,
+    whole: NDArray[Any] | None,
+    read: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[Any]],
+) -> Stored:
+    if whole is not None and len(whole) != place.size.tokens:
+        msg = f"{place.size.name}: {len(whole)} tokens, expected {place.size.tokens}"
+        raise DataError(msg)
+    return Stored(place.size, whole, read)
+
+
+def _put(
+    values: NDArray[Any], places: SpecialPlaces, ids: tuple[Sequence[int], Sequence[int], int]
+) -> None:
+    """Write ids before and after pieces and for padding over what was copied in their places."""
+    before, after, padding = ids
+    every = (*places.before, *places.after, places.padding)
+    for each, value in zip(every, (*before, *after, padding), strict=True):
+        values[each] = value
 
 
 def _padding_id(special: Mapping[str, int]) -> int:

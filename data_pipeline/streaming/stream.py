@@ -14,6 +14,7 @@ from data_pipeline.packing import BestFitPacking, Packing
 from data_pipeline.randomness import keyed
 from data_pipeline.rows import Rows
 from data_pipeline.shards import CacheConfig, ShardedDataset, TokenizerRecord, Verify, find_shards
+from data_pipeline.streaming.blocks import FoundBlocks
 from data_pipeline.streaming.config import DataConfig
 from data_pipeline.streaming.cursor import Cursor, SourceState
 from data_pipeline.streaming.order import ORDER_VERSION, Order, Picks
@@ -32,12 +33,14 @@ class TokenStream:
         config: what the recipe says.
         order: which row is at a global index.
         reader: rows -> examples.
+        blocks: where rows lie, many at a time.
         prefetch: fetches shards at URLs before they are read; None: all are on this machine.
     """
 
     config: DataConfig
     order: Order
     reader: RowReader
+    blocks: FoundBlocks
     prefetch: ShardPrefetch | None = None
 
     @classmethod
@@ -92,7 +95,9 @@ class TokenStream:
         remote = any(each.remote for each in data.values())
         room = int(config.cache.bytes)
         prefetch = ShardPrefetch(order, tuple(data.values()), room) if remote else None
-        return cls(config, order, RowReader.of(packed, config.length, seed), prefetch)
+        reader = RowReader.of(packed, config.length, seed)
+        blocks = FoundBlocks(lambda indices: reader.index.find(order(indices)), order.rows)
+        return cls(config, order, reader, blocks, prefetch)
 
     @property
     def sources(self) -> list[str]:
@@ -145,7 +150,9 @@ class TokenStream:
         """
         if self.prefetch is not None:
             self.prefetch.towards(start)
-        return self.examples_at(np.arange(start, stop))
+        if not 0 <= start < stop or (self.blocks.end is not None and stop > self.blocks.end):
+            return self.examples_at(np.arange(start, stop))
+        return self.reader.fill(self.blocks.rows(start, stop))
 
     def examples_at(self, indices: ArrayLike) -> Rows:
         """The rows at any global indices, int [n]."""

@@ -94,6 +94,8 @@ class SelectStage(StageConfig):
             _refuse_held_back(source, context)
         stamps = self._stamps(context)
         scorer = context.folder / SCORER
+        for left in context.folder.glob(f".{SELECTED}.*.tmp"):  # by a run that was killed
+            left.unlink()
         try:
             with Workers(self.processes) as workers:
                 work = _Work(self, context, workers, self._parts(context), scorer)

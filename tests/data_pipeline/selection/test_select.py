@@ -155,6 +155,14 @@ def test_the_numbers_tell_what_was_done(context, english):
     assert not (context.folder / ".scorer").exists()
 
 
+def test_what_a_killed_run_left_is_cleared_away(context, english):
+    (context.folder / ".selected.jsonl.1.tmp").write_text("half")
+    (context.folder / ".scorer").write_text("half")
+    stage(english).run(context)
+    made = {path.name for path in context.folder.iterdir()}
+    assert made == {"selected.jsonl", "results.json", "read.json"}
+
+
 def test_the_outcome_does_not_depend_on_processes_or_on_the_run(context, english, tmp_path):
     alone = stage(english).run(context)
     lines = (context.folder / "selected.jsonl").read_bytes()

@@ -82,6 +82,9 @@ class Cursor:
             raise CheckpointError(msg)
 
 
+_LEGEND = {"mixture": " [from block, rows a block ...]"}
+
+
 def _settings(saved: Cursor, present: Cursor) -> list[str]:
     names = ("order_version", "seed", "length", "packing", "shuffle", "block")
     return [
@@ -108,8 +111,11 @@ def _schedule(saved: Cursor, present: Cursor) -> list[str]:
     for span in saved.skip:
         read += span.stop - span.start if read > span.start else 0
     then, now = _read_under(saved, read), _read_under(present, read)
+    block = -(-read // saved.block) * saved.block
+    first = {"mixture": f"changes may begin after row {block}", "skip": f"skips at row {read}"}
     return [
-        f"{name} of the rows that were read: {then[name]} was saved, {now[name]} is given"
+        f"{name}{_LEGEND.get(name, '')} of the rows that were read: {then[name]} was saved, "
+        f"{now[name]} is given; {first[name]}, or later"
         for name in then
         if then[name] != now[name]
     ]
@@ -119,6 +125,6 @@ def _read_under(cursor: Cursor, read: int) -> dict[str, list[list[int]]]:
     """The parts of the schedule that the first ``read`` rows (skipped ones counted) depend on."""
     phases = [phase for phase in cursor.phases if phase.first_block * cursor.block < read]
     return {
-        "mixture [from block, rows a block ...]": [[p.first_block, *p.quotas] for p in phases],
+        "mixture": [[p.first_block, *p.quotas] for p in phases],
         "skip": [list(span) for span in cursor.skip if span.start < read],
     }

@@ -51,7 +51,12 @@ def test_what_is_no_cursor_is_refused(values, damage):
         ({"packing": {"name": "concatenate"}}, "packing: 'best_fit 1' was saved"),
         ({"skip": []}, r"skip .* \[\[100, 110\]\] was saved, \[\] is given"),
         ({"skip": [{"start": 100, "stop": 110}, {"start": 900, "stop": 901}]}, "skip"),
-        ({"changes": [{"after": 1, "weights": {"general": 1, "domain": 1}}]}, "mixture"),
+        (
+            {"changes": [{"after": 1, "weights": {"general": 1, "domain": 1}}]},
+            r"mixture .* is given; changes may begin after row 2048, or later",
+        ),
+        ({"skip": [{"start": 100, "stop": 112}]}, r"skip .*; skips at row 2010, or later"),
+        ({"shuffle": {"name": "window"}}, "shuffle: 'full' was saved, 'window 8' is given"),
     ],
 )
 def test_another_recipe_is_refused_by_name(values, change, named):

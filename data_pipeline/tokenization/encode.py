@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from data_pipeline.example import SENTENCE_START, WORD_START
 from data_pipeline.shards.layout import token_dtype
 from data_pipeline.tokenization.chinese import cutting
+from data_pipeline.tokenization.places import BertWords, ByteOffsets, Offsets, Tokens
 from data_pipeline.tokenization.starts import (
+    Characters,
     characters,
+    sentence_places,
     sentence_starts,
     starting_tokens,
     word_starts,
@@ -63,6 +66,10 @@ class Encoder:
         self._continues = None
         if self._cut is None:  # else a word may be several tokens none of which says so
             self._continues = _continuations(values["model"], vocabulary, size)
+        self._bytes = ByteOffsets.of(values, vocabulary)
+        self._bert = None
+        if self._continues is not None:
+            self._bert = BertWords.of(values, self._backend)
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Ids of texts, without special tokens.
@@ -83,32 +90,83 @@ class Encoder:
         )
 
     def _encode(self, texts: Sequence[str]) -> Encoded:
-        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        counts = np.array([len(encoding) for encoding in encodings], np.int32)
-        ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int64, counts.sum())
-        annotations = self._annotate(texts, encodings, counts, ids)
-        return Encoded(ids.astype(self.dtype), counts, annotations)
-
-    def _annotate(
-        self,
-        texts: Sequence[str],
-        encodings: "Sequence[Encoding]",
-        counts: NDArray[np.int32],
-        ids: NDArray[np.int64],
-    ) -> NDArray[np.uint8]:
+        if self._bytes is None and self._bert is None:
+            encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        else:
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        tokens = _tokens(encodings)
         over = characters(texts)
-        flat = chain.from_iterable(chain.from_iterable(e.offsets for e in encodings))
-        offsets = np.fromiter(flat, np.int64, 2 * len(ids)).reshape(-1, 2)
-        begin, end = (offsets + np.repeat(over.starts, counts)[:, None]).T
+        if self._bert is not None:
+            annotations = self._annotate_words(over, tokens, self._bert)
+        elif self._bytes is not None:
+            annotations = self._annotate(over, tokens, self._completed(over, tokens, self._bytes))
+        else:
+            annotations = self._annotate(over, tokens, _offsets(over, tokens, encodings))
+        return Encoded(tokens.ids.astype(self.dtype), tokens.counts, annotations)
+
+    def _annotate_words(
+        self, over: Characters, tokens: Tokens, bert: BertWords
+    ) -> NDArray[np.uint8]:
+        opens = self._opening(tokens)
+        bits = opens * np.uint8(WORD_START)
+        places, known = bert.first_tokens(sentence_places(over), over, tokens, opens)
+        bits[places] |= np.uint8(SENTENCE_START)
+        for text in np.flatnonzero(~known).tolist():
+            stop = int(tokens.ends[text])
+            bits[stop - int(tokens.counts[text]) : stop] = self._asked(over.texts[text])
+        return bits
+
+    def _asked(self, text: str) -> NDArray[np.uint8]:
+        """Annotations of one text, from the library's offsets."""
+        over = characters([text])
+        encodings = self._backend.encode_batch([text], add_special_tokens=False)
+        tokens = _tokens(encodings)
+        return self._annotate(over, tokens, _offsets(over, tokens, encodings))
+
+    def _completed(self, over: Characters, tokens: Tokens, by_bytes: ByteOffsets) -> Offsets:
+        """Offsets from the tokens' bytes; the library's for texts whose bytes they do not spell."""
+        found = by_bytes.offsets(over, tokens)
+        for text in np.flatnonzero(~found.known).tolist():
+            encodings = self._backend.encode_batch([over.texts[text]], add_special_tokens=False)
+            stop = int(tokens.ends[text])
+            own = slice(stop - int(tokens.counts[text]), stop)
+            asked = _offsets(characters([over.texts[text]]), _tokens(encodings), encodings)
+            found.begin[own] = asked.begin + over.starts[text]
+            found.end[own] = asked.end + over.starts[text]
+        return found
+
+    def _annotate(self, over: Characters, tokens: Tokens, offsets: Offsets) -> NDArray[np.uint8]:
+        begin, end = offsets.begin, offsets.end
         if self._continues is not None:
-            words = ~self._continues[ids]
+            words = self._opening(tokens)
         else:
             words = starting_tokens(word_starts(over, self._cut), begin, end)
         sentences = starting_tokens(sentence_starts(over), begin, end)
         # What starts a sentence starts a word, whatever the tokenizer calls a continuation.
         sentences &= words
-        bits = words * np.uint8(WORD_START) | sentences * np.uint8(SENTENCE_START)
-        return bits.astype(np.uint8)
+        bits: NDArray[np.uint8] = words * np.uint8(WORD_START)
+        bits |= sentences * np.uint8(SENTENCE_START)
+        return bits
+
+    def _opening(self, tokens: Tokens) -> NDArray[np.bool_]:
+        """Tokens that do not go on with a word, where the model itself says so."""
+        if self._continues is None:
+            return np.ones(len(tokens.ids), np.bool_)
+        opens: NDArray[np.bool_] = ~self._continues[tokens.ids]
+        return opens
+
+
+def _tokens(encodings: "Sequence[Encoding]") -> Tokens:
+    counts = np.array([len(encoding) for encoding in encodings], np.int32)
+    flat = chain.from_iterable(encoding.ids for encoding in encodings)
+    return Tokens(np.fromiter(flat, np.int64, int(counts.sum())), counts)
+
+
+def _offsets(over: Characters, tokens: Tokens, encodings: "Sequence[Encoding]") -> Offsets:
+    flat = chain.from_iterable(chain.from_iterable(e.offsets for e in encodings))
+    found = np.fromiter(flat, np.int64, 2 * len(tokens.ids)).reshape(-1, 2)
+    begin, end = (found + np.repeat(over.starts, tokens.counts)[:, None]).T
+    return Offsets(begin, end, np.ones(len(over.starts), np.bool_))
 
 
 def _without_special(values: dict[str, Any]) -> dict[str, Any]:

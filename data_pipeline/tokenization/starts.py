@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,12 @@ CJK = (
     (0x20000, 0x2CEAF),
     (0x2F800, 0x2FA1F),
 )
-_CLOSING = "[\"'”’»)\\]}]*"
+_OPENED_BY_CAPITALS = ".!?…"
+_WESTERN, _EASTERN = f"{_OPENED_BY_CAPITALS}।۔؟", "。！？｡"
+_CLOSING = "\"'”’»)]}"
 _SENTENCE_ENDS = re.compile(
-    rf"[.!?…।۔؟]{_CLOSING}\s+(?=\S)|[。！？｡]+[”’」』）》\"')]*\s*(?=\S)|\n[^\S\n]*\n\s*(?=\S)"
+    rf"[{_WESTERN}][{re.escape(_CLOSING)}]*\s+(?=\S)"
+    rf"|[{_EASTERN}]+[”’」』）》\"')]*\s*(?=\S)|\n[^\S\n]*\n\s*(?=\S)"
 )
 _NAMES_FOLLOW = (
     "Mr Mrs Ms Dr Prof Rev Hon Gen Col Sgt Capt Lt Gov Sen Rep Pres St Mt e.g i.e cf vs viz"
@@ -37,6 +40,7 @@ _NUMBERS_FOLLOW = (
     "Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec"
 )
 _LONGEST_ABBREVIATION = 6
+_BOUNDARY = "([\"'“‘.-"
 # An initial ("J. Smith", "U.S. troops") is a capital by itself.
 _ABBREVIATED = re.compile(
     r"(?<![^\s(\[\"'“‘.-])(?:(?P<initial>[A-Z])|"
@@ -135,12 +139,73 @@ def sentence_starts(over: Characters) -> Starts:
 
     Not where a small letter follows the space, nor after initials and common abbreviations.
     """
-    places = over.opening.tolist()
-    for start, text in zip(over.starts.tolist(), over.texts, strict=True):
-        places += [start + m.end() for m in _SENTENCE_ENDS.finditer(text) if _opens(text, m)]
     first = np.zeros(len(over.codes), np.bool_)
-    first[places] = True
+    first[sentence_places(over)] = True
     return Starts(first, _moved(first, _blank_before(over, first)))
+
+
+def sentence_places(over: Characters) -> NDArray[np.int64]:
+    """The first character of each sentence, ascending: int64 [sentences]."""
+    signs = np.flatnonzero(_is_sign()[over.codes])
+    owners = np.searchsorted(over.starts, signs, side="right") - 1
+    stops = np.append(over.starts, len(over.codes))[owners + 1]
+    plain, unsure = _plain_ends(over, signs, stops)
+    places = [over.opening, plain]
+    asked = [
+        start + found
+        for sign, start, text in zip(
+            signs[unsure].tolist(),
+            over.starts[owners[unsure]].tolist(),
+            (over.texts[owner] for owner in owners[unsure].tolist()),
+            strict=True,
+        )
+        if (found := _sentence_after(text, sign - start)) is not None
+    ]
+    return np.unique(np.concatenate([*places, np.array(asked, np.int64)]))
+
+
+def _plain_ends(
+    over: Characters, signs: NDArray[np.int64], stops: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Most sentences end in a sign and one blank, which needs no regular expression.
+
+    Args:
+        over: the texts.
+        signs: characters that a match of ``_SENTENCE_ENDS`` may begin with.
+        stops: where the text of each ends.
+
+    Returns:
+        first characters of sentences; and bool [signs], which are to be looked at more closely.
+    """
+    room = signs + 2 < stops
+    last = len(over.codes) - 1
+    space = _is_space()
+    code = over.codes[signs]
+    following, beyond = (over.codes[np.minimum(signs + step, last)] for step in (1, 2))
+    blank = space[following] & (signs + 1 < stops)
+    western = _is_opened_by_capitals()[code]
+    plain = western & room & blank & ~space[beyond]
+    # A line end that no space follows ends nothing, and neither does a sign within a word.
+    nothing = (western & ~blank & ~_is_closing()[following]) | ((code == ord("\n")) & ~blank)
+    near = np.zeros(len(signs), np.bool_)
+    boundary = _is_boundary()
+    for back in range(1, _LONGEST_ABBREVIATION):
+        near |= boundary[over.codes[np.maximum(signs - back, 0)]]
+    begins = signs - (_LONGEST_ABBREVIATION - 1)
+    near |= np.searchsorted(over.starts, begins) < np.searchsorted(over.starts, signs, "right")
+    abbreviated = (code == ord(".")) & near
+    capital = ~_are_small(beyond)
+    good = plain & ~abbreviated & capital
+    unsure = ~nothing & (~plain | (abbreviated & capital))
+    return signs[good] + 2, unsure
+
+
+def _sentence_after(text: str, sign: int) -> int | None:
+    """The first character of the sentence that begins behind a sign, if one does."""
+    found = _SENTENCE_ENDS.match(text, sign)
+    if found is None or not _opens(text, sign, found.end()):
+        return None
+    return found.end()
 
 
 def starting_tokens(
@@ -173,20 +238,26 @@ def starting_tokens(
     return starting
 
 
-def _opens(text: str, end: re.Match[str]) -> bool:
-    sign = end.group()[0]
-    if sign not in ".!?…" or end.group().count("\n") > 1:
+def _opens(text: str, begin: int, end: int) -> bool:
+    """Whether a sentence begins at ``end``, where a match of ``_SENTENCE_ENDS`` ends."""
+    sign = text[begin]
+    if sign not in _OPENED_BY_CAPITALS or (end - begin > 2 and text.count("\n", begin, end) > 1):
         return True
-    following = text[end.end()]
+    following = text[end]
     if following.islower():
         return False
-    if sign != "." or not end.group()[1].isspace():
+    if sign != "." or not text[begin + 1].isspace():
         return True
-    stop = end.start()
     # One character more than the longest, to see what stands before it.
-    head = text[max(0, stop - _LONGEST_ABBREVIATION - 1) : stop]
+    found = _abbreviation(text[max(0, begin - _LONGEST_ABBREVIATION - 1) : begin])
+    return found is None or (found == "number" and not following.isdecimal())
+
+
+@lru_cache(maxsize=1 << 16)
+def _abbreviation(head: str) -> str | None:
+    """The kind of abbreviation that ``head`` ends in."""
     found = _ABBREVIATED.search(head)
-    return found is None or (found["number"] is not None and not following.isdecimal())
+    return None if found is None else found.lastgroup
 
 
 def _blank_before(over: Characters, first: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -201,6 +272,45 @@ def _moved(first: NDArray[np.bool_], blank: NDArray[np.bool_]) -> NDArray[np.boo
     mark = first | blank
     mark[1:] &= ~blank[:-1]
     return mark
+
+
+@cache
+def _is_sign() -> NDArray[np.bool_]:
+    return _among(f"{_WESTERN}{_EASTERN}\n")
+
+
+@cache
+def _is_opened_by_capitals() -> NDArray[np.bool_]:
+    return _among(_OPENED_BY_CAPITALS)
+
+
+@cache
+def _is_closing() -> NDArray[np.bool_]:
+    return _among(_CLOSING)
+
+
+@cache
+def _is_boundary() -> NDArray[np.bool_]:
+    return _among(_BOUNDARY) | _is_space()
+
+
+@cache
+def _is_space() -> NDArray[np.bool_]:
+    every = np.arange(0x110000, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    return _among("".join(re.findall(r"\s", every)))
+
+
+def _are_small(codes: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    known, places = np.unique(codes, return_inverse=True)
+    small = np.array([chr(code).islower() for code in known.tolist()], np.bool_)
+    return small[places]
+
+
+def _among(characters_: str) -> NDArray[np.bool_]:
+    """Bool [code points]."""
+    found = np.zeros(0x110000, np.bool_)
+    found[[ord(character) for character in characters_]] = True
+    return found
 
 
 @lru_cache(maxsize=1)

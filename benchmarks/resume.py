@@ -7,7 +7,7 @@ import tempfile
 from itertools import product
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,7 @@ def _repeated(folder: Path, depth: float, world: int) -> dict[str, Any]:
     trials = [_trial(folder, depth, world) for _ in range(REPEATS)]
     return trials[0] | {
         "ms": round(median(trial["ms"] for trial in trials), 1),
+        "cpu_ms": round(median(trial["cpu_ms"] for trial in trials), 1),
         "exact": all(trial["exact"] for trial in trials),
     }
 
@@ -125,15 +126,16 @@ def resume(folder: Path, depth: float, world: int) -> dict[str, Any]:
         for trial in folder.glob("plans/*"):
             trial.unlink()
     rank = world // 2
-    began = perf_counter()
+    began, busy = perf_counter(), process_time()
     stream = open_stream()
     index = stream.resume(Cursor.from_json(json.loads(path.read_text(encoding="utf-8"))))
     rows = stream.examples(*slice_of_step(index // GLOBAL_BATCH, GLOBAL_BATCH, rank, world))
-    taken = perf_counter() - began
+    taken, busy = perf_counter() - began, process_time() - busy
     return {
         "of the epoch": depth,
         "world": world,
         "ms": round(1000 * taken, 1),
+        "cpu_ms": round(1000 * busy, 1),
         "rows": len(rows),
         "exact": _is_exact(stream, index, world) and _is_same(rows, open_stream(), index, world),
     }

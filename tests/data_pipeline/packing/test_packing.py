@@ -21,7 +21,7 @@ from data_pipeline.packing import (
     SinglePacking,
     cached_plan,
 )
-from data_pipeline.packing.cache import read_arrays
+from data_pipeline.packing.cache import cached_row_starts, keep_row_starts, read_arrays
 
 MEMBERS = [BestFitPacking(), ConcatenatePacking(), SinglePacking()]
 LENGTHS = st.lists(st.integers(1, 70), max_size=60).map(lambda ints: np.array(ints, np.int32))
@@ -176,3 +176,55 @@ def test_a_row_without_room_for_text_is_refused():
 def test_the_family_is_chosen_by_name():
     packing = TypeAdapter(Packing).validate_python({"name": "concatenate"})
     assert packing == ConcatenatePacking()
+
+
+BOUNDED = [BestFitPacking(longest=12), ConcatenatePacking(longest=12)]
+
+
+@pytest.mark.parametrize("packing", BOUNDED, ids=lambda packing: packing.name)
+@given(lengths=LENGTHS, length=st.integers(12, 90), overhead=st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_rows_are_a_budget_that_bounded_documents_fill(packing, lengths, length, overhead):
+    shape = RowShape(length, overhead)
+    plan = packing.plan(text_of(lengths), shape)
+    assert covered(plan, lengths) == [1] * int(lengths.sum())
+    assert (plan.pieces[:, 2] + overhead <= 12).all()
+    assert (fills(plan, shape) <= length).all()
+    assert packing.longest_piece(length) == 12
+
+
+def test_a_bound_is_part_of_the_identity_and_fits_its_row():
+    assert len({BestFitPacking().identity, *(packing.identity for packing in BOUNDED)}) == 3
+    assert BestFitPacking().identity == "best_fit 1"
+    assert BestFitPacking(longest=99).longest_piece(24) == 24
+    assert SinglePacking().longest_piece(24) == 24
+    with pytest.raises(RecipeError, match=r"data\.packing\.longest 2: .* 2 special tokens"):
+        BestFitPacking(longest=2).plan(text_of(np.array([5], np.int32)), RowShape(16, 2))
+
+
+@given(lengths=LENGTHS, shape=SHAPES)
+@settings(max_examples=40, deadline=None)
+def test_single_gives_every_document_rows_of_its_own(lengths, shape):
+    plan = SinglePacking().plan(text_of(lengths), shape)
+    assert np.diff(plan.offsets).tolist() == [1] * len(plan.pieces)
+    assert len(plan) == sum(-(-length // shape.room) for length in lengths.tolist())
+
+
+def test_concatenation_wastes_next_to_nothing_on_lengths_as_real_text_has_them():
+    lengths = np.random.default_rng(1).lognormal(5, 0.9, 20_000).astype(np.int32) + 1
+    shape = RowShape(512, 2)
+    plan = ConcatenatePacking().plan(text_of(lengths), shape)
+    assert fills(plan, shape).sum() / (len(plan) * shape.length) > 0.999
+
+
+def test_the_rows_of_a_data_set_are_known_without_its_plans(tmp_path):
+    packing, shape = BestFitPacking(), RowShape(16, 2)
+    starts = np.array([0, 7, 7, 19])
+    assert cached_row_starts(packing, shape, "digest", tmp_path) is None
+    keep_row_starts(starts, packing, shape, "digest", tmp_path)
+    kept = cached_row_starts(packing, shape, "digest", tmp_path)
+    assert kept is not None
+    assert kept.tolist() == starts.tolist()
+    assert cached_row_starts(packing, shape, "other", tmp_path) is None
+    assert cached_row_starts(packing, RowShape(16, 2, 1), "digest", tmp_path) is None
+    assert cached_row_starts(packing, shape, "digest", None) is None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from configs.errors import DataError, RecipeError
 from data_pipeline.example import WORD_START
@@ -291,3 +292,46 @@ def test_the_table_of_an_order_says_what_is_read(two, world):
         )
         assert len(row.documents) == example.segments.max()
         assert sum(piece.length for piece in row.documents) == (~example.special).sum()
+
+
+def test_a_stream_opens_from_its_cache_without_planning(make_shards, tmp_path, monkeypatch):
+    config = config_of(only=make_shards("only", LENGTHS))
+    first = open_stream(config, cache=tmp_path / "cache")
+
+    def plan(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(BestFitPacking, "plan", plan)
+    again = open_stream(config, cache=tmp_path / "cache")
+    assert again.rows == first.rows
+    assert same(again.examples(0, 50), first.examples(0, 50))
+
+
+def test_limits_on_passes_bound_what_a_run_may_ask_for(make_shards):
+    sources = {
+        "a": SourceConfig(shards=make_shards("a", LENGTHS), most_epochs=1.5),
+        "b": SourceConfig(shards=make_shards("b", [5, 9] * 20, first=9000), most_epochs=2),
+    }
+    stream = open_stream(DataConfig(length=24, sources=sources))
+    there = int(1.5 * stream.rows[0]) + 2 * stream.rows[1]
+    assert stream.order.rows == there
+    stream.require_rows(there)
+    with pytest.raises(
+        RecipeError, match=rf"asks for {there + 1} rows, but there are {there} .*a: 1.5"
+    ):
+        stream.require_rows(there + 1)
+    picks = stream.order(np.arange(there))
+    assert np.bincount(picks.source).tolist() == [there - 2 * stream.rows[1], 2 * stream.rows[1]]
+    endless = sources | {"b": sources["b"].model_copy(update={"most_epochs": None})}
+    assert open_stream(DataConfig(length=24, sources=endless)).order.rows is None
+
+
+def test_a_limit_below_one_row_is_refused(make_shards):
+    source = SourceConfig(shards=make_shards("a", LENGTHS), most_epochs=0.001)
+    with pytest.raises(RecipeError, match=r"data\.sources\.a\.most_epochs: 0.001 of \d+ rows"):
+        open_stream(DataConfig(length=24, sources={"a": source}))
+
+
+def test_a_document_cannot_be_longer_than_its_row():
+    with pytest.raises(ValidationError, match="longest 25 is more than length 24"):
+        config_of(BestFitPacking(longest=25), a="x")

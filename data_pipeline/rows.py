@@ -125,7 +125,7 @@ class PieceLayout:
             behind += np.repeat(stops - np.cumsum(padding) + padding, padding)
         opened = self.begins if self.joined is None else self.begins[~self.joined]
         return SpecialPlaces(
-            tuple(opened + number for number in range(self.before)),
+            tuple(opened + number if number else opened for number in range(self.before)),
             tuple(self.ends - number for number in range(self.after, 0, -1)),
             behind,
         )
@@ -234,6 +234,8 @@ class TokenLayout:
         return found
 
 
+_MADE = ("segments", "positions", "special", "parts", "annotations")
+
 AnnotationReader = Callable[[slice], NDArray[np.uint8]]
 """Annotations of some of the rows it was made for, uint8 [n, length], zero at special tokens."""
 
@@ -314,18 +316,25 @@ class Rows(Sequence[Example]):
             msg = f"a slice of Rows with step {step}; expected 1"
             raise ValueError(msg)
         part = slice(start, max(start, stop))
-        return Rows(
+        made = Rows(
             self.tokens[part],
             self.keys[part],
             self.layout[part],
             _part_of(self._annotations, part),
             self.labels[part],
         )
+        # What has been made of the whole need not be made again of a part.
+        for name in _MADE:
+            if name in self.__dict__:
+                made.__dict__[name] = self.__dict__[name][part]
+        return made
 
     def with_sources(self, source: NDArray[np.int64]) -> "Rows":
         """The same rows counted as other sources', int64 [n]; masks stay, as digests do."""
         keys = RowKeys(source, self.keys.digest, self.keys.sample, self.keys.epoch)
-        return Rows(self.tokens, keys, self.layout, self._annotations, self.labels)
+        made = Rows(self.tokens, keys, self.layout, self._annotations, self.labels)
+        made.__dict__.update({n: v for n, v in self.__dict__.items() if n in _MADE})
+        return made
 
     @property
     def length(self) -> int:

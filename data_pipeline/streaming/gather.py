@@ -49,8 +49,8 @@ _BUFFER_VIEW = struct.Struct("<iiii")
 _STRETCHES = 1 << 26
 """Stretches from one window of a table to the next: 1 GiB."""
 
-_STRETCH_SHIFT = 4
-"""2**4 bytes a stretch. Shifts, as numpy divides slowly."""
+_STRETCH_SHIFT, _WINDOW_SHIFT = 4, 26
+"""2**4 bytes a stretch, 2**26 stretches a window. Shifts, as numpy divides slowly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,19 +147,28 @@ def take_rows(tables: Sequence[PieceTable], table: Places, rows: Places) -> Piec
     """
     import pyarrow as pa
 
-    views = np.empty(len(rows), STRETCH)
-    buffers: list[pa.Buffer | None] = [None, pa.py_buffer(views)]
+    # Table by table; numbers of 16 bits are sorted in linear time.
+    order = np.argsort(table.astype(np.uint16), kind="stable")
+    sorted_rows = rows.take(order)
+    bounds = np.append(0, np.cumsum(np.bincount(table, minlength=len(tables)))).tolist()
+    first, stop = np.empty_like(rows), np.empty_like(rows)
+    base = np.zeros_like(rows)
+    buffers: list[pa.Buffer] = []
     for number, each in enumerate(tables):
-        own = np.flatnonzero(table == number) if len(tables) > 1 else slice(None)
-        first = each.offsets.take(rows[own])
-        count = each.offsets.take(rows[own] + 1) - first
-        window = first >> (_STRETCHES.bit_length() - 1)
-        views["size"][own] = count << _STRETCH_SHIFT
-        views["window"][own] = window + (len(buffers) - 2)
-        views["offset"][own] = (first & (_STRETCHES - 1)) << _STRETCH_SHIFT
+        part = slice(bounds[number], bounds[number + 1])
+        each.offsets.take(sorted_rows[part], out=first[part], mode="clip")
+        each.offsets.take(sorted_rows[part] + 1, out=stop[part], mode="clip")
+        base[part] = len(buffers)
         buffers += _windows(each.stretches, _STRETCHES)
-    views["padding"] = 0
-    array = pa.Array.from_buffers(pa.binary_view(), len(views), buffers, null_count=0)
+    views = np.empty((len(rows), 2), np.int64)
+    # Two numbers of 32 bits in one of 64: size, nothing; window, offset.
+    views[order, 0] = (stop - first) << _STRETCH_SHIFT
+    base += first >> _WINDOW_SHIFT
+    base += (first & (_STRETCHES - 1)) << (32 + _STRETCH_SHIFT)
+    views[order, 1] = base
+    array = pa.Array.from_buffers(
+        pa.binary_view(), len(views), [None, pa.py_buffer(views), *buffers], null_count=0
+    )
     _, ends, values = array.cast(pa.large_binary()).buffers()
     offsets = np.frombuffer(ends, np.int64, len(views) + 1) >> _STRETCH_SHIFT
     return PieceTable(offsets, np.frombuffer(values, STRETCH, int(offsets[-1])))

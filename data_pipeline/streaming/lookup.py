@@ -129,10 +129,15 @@ class RowIndex:
     def find(self, picks: Picks) -> Found:
         """What the rows of the picks (one at least) consist of, in the order of the picks."""
         rows = picks.sample + self.source_rows.take(picks.source)
+        if int(picks.sample.min()) < 0 or int(rows.max()) >= int(self.shard_rows[-1]):
+            msg = f"rows up to {rows.max()} of {self.shard_rows[-1]}"
+            raise IndexError(msg)
         owner = np.searchsorted(self.shard_rows, rows, "right") - 1
         rows -= self.shard_rows.take(owner)
         used = np.flatnonzero(np.bincount(owner))
-        table = np.searchsorted(used, owner)
+        number = np.zeros(len(self.shards), np.int64)
+        number[used] = np.arange(len(used))
+        table = number.take(owner)
         if isinstance(self.sources[0].packing, SentencePairsPacking):
             return self._find_pairs(picks, owner, rows, used.tolist(), table)
         made = take_rows([self._table(number) for number in used.tolist()], table, rows)

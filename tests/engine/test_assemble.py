@@ -14,8 +14,15 @@ from configs.errors import CheckpointError, DataError, RecipeError
 from configs.stage import StageContext
 from data_pipeline.example import WORD_START
 from data_pipeline.shards import ShardWriter
+from data_pipeline.shards.manifest import read_manifest
 from data_pipeline.tokenization import tokenizer_record
-from engine.assemble import PretrainStage, assemble, build_learner, export_step
+from engine.assemble import (
+    PretrainStage,
+    assemble,
+    build_learner,
+    export_step,
+    make_hooks,
+)
 from engine.checkpoint import FragmentStore
 from engine.frozen import frozen_digest
 from tests.engine import tiny
@@ -156,3 +163,29 @@ def test_the_stage_refuses_damaged_shards_and_rows_that_are_too_long(
     long = {"length": 2000, "sources": {"only": {"shards": str(place / "shards")}}}
     with pytest.raises(RecipeError, match="data: length is 2000, but the model has positions for"):
         assemble(stage(place, data=long), context(tmp_path / "run"))
+
+
+def test_masking_by_words_is_refused_on_shards_that_know_no_words(
+    place: Path, tmp_path: Path
+) -> None:
+    bare = shutil.copytree(place / "shards", tmp_path / "bare")
+    manifest = read_manifest(bare)
+    for shard in manifest.shards:
+        del shard.files[".ann"]
+        (bare / f"{shard.name}.ann").unlink()
+    stripped = manifest.model_copy(update={"annotations": {}}).signed()
+    (bare / "manifest.json").write_text(stripped.model_dump_json())
+    data = {"length": 24, "sources": {"only": {"shards": str(bare)}}}
+    by_words = stage(place, data=data, objective={"name": "mlm", "masking": {"name": "whole_word"}})
+    for begin in (by_words.check, lambda given: assemble(by_words, given)):
+        with pytest.raises(DataError, match="bare: the objective's masking policy needs to know"):
+            begin(context(tmp_path / "run"))
+    stage(place, data=data).check(context(tmp_path / "run"))
+    validated = stage(
+        place,
+        objective={"name": "mlm", "masking": {"name": "whole_word"}},
+        validation={"every": 2, "sets": {"held out": str(bare)}},
+    )
+    parts = assemble(validated, context(tmp_path / "validated"))
+    with pytest.raises(DataError, match="bare: the objective's masking policy needs to know"):
+        make_hooks(parts)

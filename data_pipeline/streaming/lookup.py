@@ -18,6 +18,9 @@ from data_pipeline.streaming.gather import (
 from data_pipeline.streaming.order import Picks
 from data_pipeline.streaming.packed import PackedSource
 
+_WORTH = 4
+"""A table of a shard is made when one in so many of its rows has been asked for."""
+
 Places = NDArray[np.int64]
 
 
@@ -103,6 +106,7 @@ class RowIndex:
     source_rows: Places
     shard_rows: Places
     _tables: dict[int, PieceTable] = field(default_factory=dict, repr=False)
+    _asked: dict[int, int] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, sources: Sequence[PackedSource], seed: int = 0, window: int = WINDOW) -> "RowIndex":
@@ -140,25 +144,45 @@ class RowIndex:
         table = number.take(owner)
         if isinstance(self.sources[0].packing, SentencePairsPacking):
             return self._find_pairs(picks, owner, rows, used.tolist(), table)
-        made = take_rows([self._table(number) for number in used.tolist()], table, rows)
+        tables = []
+        for place, shard in enumerate(used.tolist()):
+            if (known := self._tables.get(shard)) is None:
+                own = np.flatnonzero(table == place)
+                known, rows[own] = self._fresh(shard, rows[own])
+            tables.append(known)
+        made = take_rows(tables, table, rows)
         return Found(picks, owner, made.offsets, made.stretches, None)
 
     def shards_of(self, found: Found) -> list[ShardPlace]:
         """The shards that rows lie in, ascending."""
         return [self.shards[number] for number in np.flatnonzero(np.bincount(found.shard))]
 
-    def _table(self, number: int) -> PieceTable:
-        """The rows of a shard; made when the first of them is read."""
-        made = self._tables.get(number)
-        if made is None:
-            place = self.shards[number]
-            packed = self.sources[place.source]
-            plan, index = packed.plan(place.shard), packed.data.shards[place.shard].index
-            starts = index.starts.take(plan.pieces[:, 0]) + plan.pieces[:, 1]
-            lengths = plan.pieces[:, 2].astype(np.int64)
-            made = lay_out(plan.offsets, starts, lengths, None, packed.shape, place.size)
-            self._tables[number] = made
-        return made
+    def _fresh(self, number: int, rows: Places) -> tuple[PieceTable, Places]:
+        """A table with these rows of a shard, and where they stand in it.
+
+        Of all its rows as soon as so many were asked for that the work is worth it, and kept then:
+        the first rows of a run do not wait for a table of every shard.
+        """
+        place = self.shards[number]
+        packed = self.sources[place.source]
+        plan, index = packed.plan(place.shard), packed.data.shards[place.shard].index
+        asked = self._asked.get(number, 0) + len(rows)
+        self._asked[number] = asked
+        whole = asked * _WORTH >= len(plan)
+        chosen = np.arange(len(plan)) if whole else rows
+        first = plan.offsets.take(chosen)
+        counts = plan.offsets.take(chosen + 1) - first
+        offsets = np.append(0, np.cumsum(counts))
+        pieces = plan.pieces.take(
+            np.repeat(first - offsets[:-1], counts) + np.arange(offsets[-1]), axis=0
+        )
+        starts = index.starts.take(pieces[:, 0]) + pieces[:, 1]
+        lengths = pieces[:, 2].astype(np.int64)
+        made = lay_out(offsets, starts, lengths, None, packed.shape, place.size)
+        if not whole:
+            return made, np.arange(len(rows))
+        self._tables[number] = made
+        return made, rows
 
     def _find_pairs(
         self, picks: Picks, owner: Places, rows: Places, used: list[int], table: Places

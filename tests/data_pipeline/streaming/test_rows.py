@@ -54,6 +54,7 @@ def write(folder, lengths, seed, vocabulary, prefix, suffix, shard_tokens=120):
     )
     with ShardWriter(folder, record, shard_tokens) as writer:
         bits = rng.integers(0, 2, total) + 2 * (rng.random(total) < 0.3)
+        bits[0] |= 2
         writer.write(rng.integers(10, vocabulary, total), lengths, bits.astype(np.uint8))
         writer.finish({"seed": seed})
     return folder

@@ -5,14 +5,16 @@ record, and whoever waits for others looks for theirs.
 """
 
 import json
+import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from configs.errors import DataError
 from data_pipeline.disk import disk_errors
-from data_pipeline.whole_file import write_whole
 
 Facts = dict[str, Any]
 """What a record tells: JSON."""
@@ -88,8 +90,15 @@ class Board:
     def note(self, phase: str, task: str, outcome: Outcome) -> None:
         """A task is done."""
         sizes = {str(f.relative_to(self.root)): f.stat().st_size for f in outcome.files}
-        record = {"facts": outcome.facts, "files": sizes}
-        write_whole(self._path(phase, task), json.dumps(record).encode())
+        record = {"facts": outcome.facts, "files": sizes, "machine": _machine()}
+        path = self._path(phase, task)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(record), encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def facts(self, phase: str, task: str) -> Facts:
         """What a finished task tells; DataError when its record is not there."""
@@ -109,9 +118,16 @@ class Board:
             yield self.facts(phase.name, task.name)
 
     def is_done(self, phase: str, task: str) -> bool:
-        """Whether a task is done and its files are still there; a record that lies is removed."""
+        """Whether a task is done and its files are still there; a record that lies is removed.
+
+        Records and what tasks hand on are not forced onto the disk, which would take longer than
+        the tasks: what this machine wrote before it was started last is not believed.
+        """
         record = self._record(phase, task)
         if record is None:
+            return False
+        if _was_restarted(record["machine"]):
+            self._path(phase, task).unlink(missing_ok=True)
             return False
         for name, size in record["files"].items():
             path = self.root / name
@@ -135,6 +151,21 @@ class Board:
 
     def _path(self, phase: str, task: str) -> Path:
         return self.folder / phase / f"{task}.json"
+
+
+@cache
+def _machine() -> dict[str, str]:
+    """This machine, and which start of it."""
+    try:
+        start = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        start = ""
+    return {"host": socket.gethostname(), "start": start}
+
+
+def _was_restarted(written: dict[str, str]) -> bool:
+    here = _machine()
+    return written["host"] == here["host"] and written["start"] != here["start"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import DataError
-from data_pipeline.disk import disk_errors, fsync_path
+from data_pipeline.disk import disk_errors
 from data_pipeline.preparing.board import Facts, Outcome
 from data_pipeline.preparing.decide import Plan
 from data_pipeline.shards.layout import token_dtype
 from data_pipeline.shards.write import Piece, prepare_folder
 from data_pipeline.tokenization.block import EncodeTask, encode_block
 
-SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 20, 64 << 20
+SMALLEST_CHUNK, LARGEST_CHUNK = 2 << 20, 64 << 20
 CHUNKS = 2048
 """So many chunks a side, of text between these two sizes in bytes."""
 SUFFIXES = (".bin", ".ann", ".len")
@@ -51,8 +51,6 @@ class EncodeRun:
             tokens, annotations, lengths = (path.open("wb") for path in files)
             with tokens, annotations, lengths:
                 facts = self._write(tokens, annotations, lengths)
-            for path in files:
-                fsync_path(path)
         return Outcome(facts, files)
 
     def _write(self, tokens: IO[bytes], annotations: IO[bytes], lengths: IO[bytes]) -> Facts:

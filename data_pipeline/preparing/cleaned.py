@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.cleaning import SIDES, CleanPart, CleanTask, Side, clean_part
-from data_pipeline.disk import disk_errors, fsync_path
+from data_pipeline.disk import disk_errors
 from data_pipeline.preparing.board import Facts, Outcome
 from data_pipeline.sources import Rejected
 
@@ -42,10 +42,7 @@ class CleanSource:
             np.savez(arrays, allow_pickle=False, **_arrays(done))
             with rejected.open("w", encoding="utf-8") as stream:
                 stream.writelines(map(self._rejected_line, done.rejected))
-            files = [arrays, rejected, *_written(done, stem)]
-            for path in files:
-                fsync_path(path)
-        return Outcome(_facts(done), tuple(files))
+        return Outcome(_facts(done), (arrays, rejected, *_written(done, stem)))
 
     def _rejected_line(self, item: Rejected) -> str:
         line = {"corpus": self.corpus, "where": item.where, "reason": item.reason}

@@ -17,7 +17,7 @@ from configs.errors import DataError
 from data_pipeline.cleaning import SIDES, Hit, Removal, Side, refuse_contaminated, summed
 from data_pipeline.cleaning.removal import Counts
 from data_pipeline.corpus import CorpusConfig
-from data_pipeline.disk import disk_errors, fsync_path
+from data_pipeline.disk import disk_errors
 from data_pipeline.preparing import state
 from data_pipeline.preparing.board import Facts, Outcome
 from data_pipeline.preparing.cleaned import (
@@ -247,8 +247,6 @@ def write_plan(
     with disk_errors(blocks):
         np.save(blocks, texts.blocks[some])
         np.save(stay, kept)
-        for path in (blocks, stay):
-            fsync_path(path)
     return [blocks, stay]
 
 

@@ -75,7 +75,6 @@ class BuildGuard:
         with disk_errors(self.target):
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self.config.build(self.context.locate).save(self.target)
-            fsync_path(self.target)
         return Outcome({}, (self.target,))
 
 

@@ -45,8 +45,9 @@ def metered(
         yield from _with_lines(items, weights, title, unit, told)
     seconds = time.monotonic() - begun
     come = told()
-    rate = f" in {duration(seconds)} ({amount(sum(weights) / max(seconds, 1e-3), unit)}/s)"
-    say(f"{title}: {come}{rate if seconds > 1 else ''}".removesuffix(": "))
+    rate = f" ({amount(sum(weights) / max(seconds, 1e-3), unit)}/s)" if unit else ""
+    took = f" in {duration(seconds)}{rate}" if seconds >= 1 else ""
+    say(f"{title}: {come}{took}".removesuffix(": "))
 
 
 def say(line: str) -> None:

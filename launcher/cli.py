@@ -9,7 +9,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -326,6 +326,42 @@ def board(
     sys.stderr.flush()
     # In this process's place: whatever ends the command ends the server.
     os.execv(command[0], command)
+
+
+@app.command(
+    short_help="Run a prepare stage by datatrove: local, Slurm, Ray.",
+    epilog="Example: onward datatrove my.yaml prepare --executor slurm --tasks 200 "
+    "--set partition=cpu --set time=20:00:00",
+)
+def datatrove(  # noqa: PLR0913, PLR0917 -- the options of a command line
+    recipe: RecipeFile,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="A prepare stage.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, such as seed=2.")
+    ] = None,
+    executor: Annotated[
+        Literal["local", "slurm", "ray"], typer.Option(help="Which of datatrove's executors.")
+    ] = "local",
+    tasks: Annotated[int, typer.Option(min=1, help="So many tasks share each phase.")] = 2,
+    logs: Annotated[
+        Path | None, typer.Option(help="Where datatrove logs. Default: in the stage's folder.")
+    ] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An argument of the executor."),
+    ] = None,
+) -> None:
+    """Run a prepare stage by datatrove, for corpora beyond one launch's reach.
+
+    The shards are those that `onward run` makes. After Slurm's jobs `onward run` goes on from them.
+    """
+    from launcher.executors import Spread, parse_settings, run_spread
+
+    conductor = _conductor(recipe, [stage, *(settings or [])], None)
+    with _stdout_kept_clean():
+        spread = Spread(executor, tasks, logs, parse_settings(arguments or []))
+        run_spread(conductor, stage, spread)
+    _tell(f"{'submitted' if executor == 'slurm' else 'done'}: {conductor.folder.root}")
 
 
 def _conductor(

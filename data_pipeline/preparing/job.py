@@ -375,10 +375,12 @@ def prepare(stage: "PrepareStage", context: StageContext) -> str:
     Returns:
         the fingerprint of what was made.
     """
+    job = Job(stage, context)
     found = finished(stage, context)
     if found is not None:
+        if context.share.index == 0:
+            remove_boards(job.boards)
         return found
-    job = Job(stage, context)
     crew = Crew(job.boards / "participants", context.share)
     try:
         with Workers(stage.processes, one_thread) as workers, crew:

@@ -22,8 +22,10 @@ _TRANSIENT_STATUS = {408, 409, 416, 425, 429}
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _MISUSED = (TypeError, AttributeError, NotImplementedError)
 _PERMANENT_NAMES = {"NoCredentialsError", "PartialCredentialsError", "InvalidURL"}
-_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s@'\"]+@")
-_QUERY = re.compile(r"(://[^\s?#'\"]*[?#])[^\s'\"),;]+")
+# Up to the last @ before the path: a password may hold one.
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s'\"]+@")
+# What may belong to a query is masked, punctuation too: rather a bracket lost than a token told.
+_QUERY = re.compile(r"(://[^\s?#'\"]*[?#])[^\s\"]+?(?=[.,:;)\]'>]*(?:[\s\"]|$))")
 T = TypeVar("T")
 
 

@@ -71,9 +71,11 @@ def test_names_are_joined_before_a_query():
 
 @pytest.mark.parametrize(
     ("text", "masked"),
-    [("http://me:pw@h/p?token=abc#f: no", "http://***@h/p?*** no"),
+    [("http://me:pw@h/p?token=abc#f: no", "http://***@h/p?***: no"),
      ("s3://bucket/a b@c", "s3://bucket/a b@c"),
-     ("see 'https://tok@h/x', or http://h/y?k=v.", "see 'https://***@h/x', or http://h/y?***"),
+     ("see 'https://tok@h/x', or http://h/y?k=v.", "see 'https://***@h/x', or http://h/y?***."),
+     ("ftp://me:p@ss@h/x: no", "ftp://***@h/x: no"),
+     ("(http://h/x?for=a;b&c=d,e)f'g&sig=h)", "(http://h/x?***)"),
      ("an e-mail to me@home", "an e-mail to me@home")],
 )  # fmt: skip
 def test_secrets_are_masked(text, masked):

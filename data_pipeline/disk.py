@@ -11,6 +11,8 @@ from configs.errors import ResourceError
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 REFUSED = FULL | {errno.EFBIG, errno.EROFS, errno.EACCES}
+TOO_MANY = {errno.EMFILE, errno.ENFILE}
+"""Too many files are open: some may be closed."""
 
 
 @contextmanager

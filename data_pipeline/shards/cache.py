@@ -24,6 +24,7 @@ from pydantic import ByteSize, Field
 from configs.errors import DataError, ResourceError
 from configs.places import cache_folder
 from configs.schema import Config
+from data_pipeline.disk import TOO_MANY
 from data_pipeline.persistence import Patience, mask_secrets
 from data_pipeline.shards.manifest import FileRecord
 from data_pipeline.storage import fetch
@@ -84,6 +85,7 @@ class ShardCache:
         Raises:
             DataError: it cannot be had, or has other bytes than the manifest says.
             ResourceError: no room: what is there is in use.
+            OSError: this process has too many files open.
         """
         until = Patience.from_environment().until()
         try:
@@ -95,6 +97,8 @@ class ShardCache:
                     return file
                 self._fetch(url, record, until)
         except OSError as error:
+            if error.errno in TOO_MANY:
+                raise
             msg = f"{self.folder}: no cache can be kept there ({error}); set data.cache.folder"
             raise ResourceError(msg) from error
 
@@ -149,6 +153,7 @@ class ShardCache:
             if target.exists():  # someone else fetched it while we waited
                 return
             self._remove_unfinished(record.sha256)
+            granted.unlink(missing_ok=True)  # a dead one's: it would be taken for another's
             self._make_room(url, record, granted, until)
             # Beside the locks first: what lies in objects/ is whole.
             whole = self._fetching / record.sha256
@@ -273,4 +278,5 @@ def _sha256(file: FileIO) -> str:
     file.seek(0)
     while block := file.read(_BLOCK):
         digest.update(block)
+    file.seek(0)
     return digest.hexdigest()

@@ -1,6 +1,5 @@
 """The files of shards that this process holds open: a bounded number, whatever it reads."""
 
-import errno
 import os
 import threading
 from collections import OrderedDict
@@ -9,19 +8,20 @@ from dataclasses import dataclass, field
 from io import FileIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import DataError, ResourceError
+from data_pipeline.disk import TOO_MANY
 from data_pipeline.shards.manifest import ShardRecord, Suffix
 
+T = TypeVar("T")
 Mode = Literal["mmap", "pread"]
 """``mmap``: shards are mapped into memory. ``pread``: for file systems that refuse that."""
 OPEN_FILES = 256
 """So many are open at once: each holds a file descriptor, and pins its shard in the cache."""
-_TOO_MANY = {errno.EMFILE, errno.ENFILE}
 
 
 class Payload(Protocol):
@@ -45,7 +45,7 @@ class Mapped:
             # The map keeps a duplicate of the descriptor, and with it the pin of a cached file.
             self._tokens = np.memmap(file, dtype, "r", shape=(tokens,))
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in _TOO_MANY:
+            if isinstance(error, OSError) and error.errno in TOO_MANY:
                 raise
             msg = f"{name}: cannot be mapped into memory ({error}); set mode: pread"
             raise DataError(msg) from error
@@ -136,7 +136,8 @@ class OpenFiles:
 
     most: int = OPEN_FILES
     _payloads: "OrderedDict[FileKey, Payload]" = field(default_factory=OrderedDict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    # A data set that is collected closes its files: in whatever this very thread is doing.
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def get(self, key: FileKey, make: Callable[[], Payload]) -> Payload:
         """The open file, or what ``make`` opens, which may take long: others go on meanwhile."""
@@ -144,7 +145,7 @@ class OpenFiles:
             if key in self._payloads:
                 self._payloads.move_to_end(key)
                 return self._payloads[key]
-        made = self._made(make)
+        made = self.with_room(make)
         with self._lock:
             kept = self._payloads.setdefault(key, made)
             while len(self._payloads) > self.most:
@@ -154,23 +155,29 @@ class OpenFiles:
     def close_oldest(self) -> bool:
         """Close the one that was not used for longest; False when none is open."""
         with self._lock:
-            if self._payloads:
+            try:
                 self._payloads.popitem(last=False)
-                return True
-        return False
+            except KeyError:
+                return False
+        return True
 
     def close_all_of(self, owner: int) -> None:
         """Close the files of a data set."""
         with self._lock:
-            for key in [key for key in self._payloads if key.owner == owner]:
-                del self._payloads[key]
+            for key in [key for key in list(self._payloads) if key.owner == owner]:
+                self._payloads.pop(key, None)
 
-    def _made(self, make: Callable[[], Payload]) -> Payload:
+    def with_room(self, make: Callable[[], T]) -> T:
+        """What ``make`` opens; files are closed while it says that too many are open.
+
+        Raises:
+            ResourceError: too many are, though none of these.
+        """
         while True:
             try:
                 return make()
             except OSError as error:
-                if error.errno not in _TOO_MANY:
+                if error.errno not in TOO_MANY:
                     raise
                 if not self.close_oldest():
                     msg = f"{error.strerror}: no file can be opened; raise the limit (ulimit -n)"
@@ -203,7 +210,7 @@ def readable(path: Path) -> FileIO:
         msg = f"{path}: missing, though in the manifest; restore it or prepare the corpus again"
         raise DataError(msg) from None
     except OSError as error:
-        if error.errno in _TOO_MANY:
+        if error.errno in TOO_MANY:
             raise
         msg = f"{path}: cannot be read ({error.strerror or error})"
         raise DataError(msg) from error

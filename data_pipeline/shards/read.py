@@ -95,7 +95,8 @@ class ShardedDataset:
             location: a path, or the URL of a folder; it holds manifest.json.
             verify: ``sizes`` checks the sizes of the other files; ``digests`` hashes all bytes
                 too, and does not trust what lies in the cache.
-            share: of the shards' numbers, those that this process hashes.
+            share: of the shards' numbers, those that this process hashes; of remote ones it
+                hashes whatever it reads, as the caches of other machines are not its own.
             mode: ``pread`` for file systems that cannot map files into memory.
             cache: where remote shards are kept.
         """
@@ -106,7 +107,8 @@ class ShardedDataset:
             place = LocalPlace(Path(location))
         manifest = place.manifest()
         numbers = range(len(manifest.shards))
-        hashed = frozenset(numbers[share] if verify == "digests" else ())
+        own = numbers if place.remote else numbers[share]
+        hashed = frozenset(own if verify == "digests" else ())
         for number, record in enumerate(manifest.shards):
             for suffix, file in record.files.items():
                 place.check(f"{record.name}{suffix}", file, hashed=number in hashed)
@@ -290,9 +292,9 @@ def _with_indices(place: Place, manifest: Manifest) -> tuple[Shard, ...]:
 
 def _index(place: Place, record: ShardRecord, manifest: Manifest) -> Index:
     file, name = record.files[".idx"], place.named(f"{record.name}.idx")
-    with place.open(f"{record.name}.idx", file, hashed=False) as stream:
+    # Read whole as it is, so that hashing it costs little; one damaged in the cache is replaced.
+    with OPENED.with_room(lambda: place.open(f"{record.name}.idx", file, hashed=True)) as stream:
         content = stream.read()
-    # Read whole as it is, so that hashing it costs little.
     require_digest(name, hashlib.sha256(content).hexdigest(), file)
     index = parse_index(content, name)
     found = (index.dtype.name, len(index.lengths), len(index.documents) - 1, index.tokens)

@@ -1,8 +1,10 @@
 """Shards at a URL: one download a machine, bounded room, and nothing read that is not right."""
 
+import contextlib
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -226,6 +228,58 @@ def test_what_was_damaged_in_the_cache_is_fetched_again(web, cache, damage, monk
     assert payloads(web)[Path(url).name] == 2
 
 
+@pytest.mark.parametrize("verify", ["sizes", "digests"])
+def test_an_index_that_was_damaged_in_the_cache_is_fetched_again(web, cache, verify, monkeypatch):
+    monkeypatch.setattr(ShardCache, "_sound", set())
+    opened(web, cache)
+    for path in (cache.folder / "objects").iterdir():
+        flip(path)
+    monkeypatch.setattr(ShardCache, "_sound", set())  # another process
+    require_all(opened(web, cache, verify=verify))
+
+
+def test_what_lies_in_the_cache_is_hashed_by_all_that_read_it(web, cache, monkeypatch):
+    """A rank's share is of files that all ranks see; caches are of one machine each."""
+    monkeypatch.setattr(ShardCache, "_sound", set())
+    require_all(opened(web, cache))
+    _, record = records(web)[0]
+    flip(cache.folder / "objects" / record.sha256)
+    monkeypatch.setattr(ShardCache, "_sound", set())  # another process
+    require_all(opened(web, cache, verify="digests", share=slice(0, 0)))
+
+
+def test_files_are_closed_when_too_many_are_open(web, cache, monkeypatch):
+    require_all(opened(web, cache))
+    files = OpenFiles()
+    monkeypatch.setattr("data_pipeline.shards.read.OPENED", files)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1, before[1]))
+        data = opened_without_room(web, cache, held)
+        for number in range(len(data.shards)):
+            data.shard_tokens(number)
+            data.shard_annotations(number)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def opened_without_room(web, cache, held):
+    """Opened while there is room, of which all but three files' is taken then."""
+    freed = [held.pop() for _ in range(len(held))]
+    for descriptor in freed:
+        os.close(descriptor)
+    data = opened(web, cache, mode="pread")
+    with contextlib.suppress(OSError):
+        while True:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    for _ in range(3):
+        os.close(held.pop())
+    return data
+
+
 @pytest.mark.parametrize("fault", ["garbage", "short", 500, "hang"])
 def test_a_shard_that_cannot_be_had_is_named(web, cache, monkeypatch, fault):
     monkeypatch.setenv("ONWARD_REMOTE_DEADLINE", "0.6")
@@ -294,6 +348,18 @@ def test_what_a_dead_process_left_is_removed(web, tmp_path):
     closed(store, one, a)  # would not fit beside what is being fetched, were its process alive
     assert {path.suffix for path in fetching.iterdir()} <= {".lock"}
     closed(store, two, b)
+
+
+def test_what_a_dead_process_was_granted_does_not_keep_out_who_fetches_the_same(
+    web, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ONWARD_REMOTE_DEADLINE", "2")
+    url, record = records(web)[0]
+    store = ShardCache(tmp_path / "cache", record.bytes * 3 // 2, lambda: False)
+    (tmp_path / "cache" / "fetching").mkdir(parents=True)
+    (tmp_path / "cache" / "fetching" / f"{record.sha256}-{record.bytes}.granted").touch()
+    (tmp_path / "cache" / "used").write_text(str(record.bytes))
+    closed(store, url, record)
 
 
 def test_room_that_another_is_fetching_into_is_waited_for(web, tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ import gc
 import json
 import shutil
 import struct
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from configs.errors import DataError
 from data_pipeline.example import SENTENCE_START, WORD_START
 from data_pipeline.shards import ShardedDataset, ShardWriter, TokenizerRecord, describe, token_dtype
-from data_pipeline.shards.opened import OpenFiles
+from data_pipeline.shards.opened import FileKey, OpenFiles
 
 TOKENIZER = TokenizerRecord(
     name="tiny",
@@ -309,3 +311,27 @@ def test_describe_is_json_and_verifies(damaged):
     flip(damaged / "shard-00000.bin")
     with pytest.raises(DataError, match=r"shard-00000\.bin"):
         describe(damaged)
+
+
+class _CollectsWhenHashed(int):
+    def __hash__(self):
+        gc.collect()
+        return 0
+
+
+class _Cycle:
+    def __init__(self):
+        self.own = self
+
+
+def test_a_data_set_may_be_collected_while_its_thread_looks_for_a_file():
+    files = OpenFiles()
+
+    def look():
+        weakref.finalize(_Cycle(), files.close_all_of, 7)
+        files.get(FileKey(_CollectsWhenHashed(), 0, ".bin"), object)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()

@@ -139,6 +139,11 @@ def lay_out(
     return PieceTable(offsets, table)
 
 
+def join(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Stretches one after the other."""
+    return np.concatenate([part.view(_WHOLE) for part in parts]).view(STRETCH)
+
+
 def take_rows(tables: Sequence[PieceTable], table: Places, rows: Places) -> PieceTable:
     """Rows of tables, int64 [n] each, as a table of their own, in that order.
 

@@ -12,6 +12,7 @@ from data_pipeline.streaming.gather import (
     WINDOW,
     PieceTable,
     ShardSize,
+    join,
     lay_out,
     take_rows,
 )
@@ -68,7 +69,7 @@ class Found:
             Picks.joined([part.picks for part in parts]),
             np.concatenate([part.shard for part in parts]),
             np.append(0, np.cumsum(counts)),
-            np.concatenate([part.stretches for part in parts]),
+            join([part.stretches for part in parts]),
             np.concatenate(labels) if labels else None,
         )
 

@@ -14,7 +14,7 @@ from data_pipeline.packing import BestFitPacking, Packing
 from data_pipeline.randomness import keyed
 from data_pipeline.rows import Rows
 from data_pipeline.shards import CacheConfig, ShardedDataset, TokenizerRecord, Verify, find_shards
-from data_pipeline.streaming.blocks import FoundBlocks
+from data_pipeline.streaming.blocks import FoundBlocks, ReadAhead, rows_ahead
 from data_pipeline.streaming.config import DataConfig
 from data_pipeline.streaming.cursor import Cursor, SourceState
 from data_pipeline.streaming.order import ORDER_VERSION, Order, Picks
@@ -33,14 +33,14 @@ class TokenStream:
         config: what the recipe says.
         order: which row is at a global index.
         reader: rows -> examples.
-        blocks: where rows lie, many at a time.
+        ahead: reads rows in the order's own sequence.
         prefetch: fetches shards at URLs before they are read; None: all are on this machine.
     """
 
     config: DataConfig
     order: Order
     reader: RowReader
-    blocks: FoundBlocks
+    ahead: ReadAhead
     prefetch: ShardPrefetch | None = None
 
     @classmethod
@@ -97,7 +97,8 @@ class TokenStream:
         prefetch = ShardPrefetch(order, tuple(data.values()), room) if remote else None
         reader = RowReader.of(packed, config.length, seed)
         blocks = FoundBlocks(lambda indices: reader.index.find(order(indices)), order.rows)
-        return cls(config, order, reader, blocks, prefetch)
+        ahead = ReadAhead(blocks, reader.fill, rows_ahead(config.length))
+        return cls(config, order, reader, ahead, prefetch)
 
     @property
     def sources(self) -> list[str]:
@@ -150,9 +151,10 @@ class TokenStream:
         """
         if self.prefetch is not None:
             self.prefetch.towards(start)
-        if not 0 <= start < stop or (self.blocks.end is not None and stop > self.blocks.end):
+        end = self.order.rows
+        if not 0 <= start < stop or (end is not None and stop > end):
             return self.examples_at(np.arange(start, stop))
-        return self.reader.fill(self.blocks.rows(start, stop))
+        return self.ahead.rows(start, stop)
 
     def examples_at(self, indices: ArrayLike) -> Rows:
         """The rows at any global indices, int [n]."""

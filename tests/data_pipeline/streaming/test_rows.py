@@ -216,12 +216,32 @@ def test_rows_read_in_a_row_are_those_read_one_by_one(tmp_path, monkeypatch):
     assert len(stream.examples(5, 5)) == 0
 
 
+@pytest.mark.parametrize("size", [1, 7, 30, 90])
+def test_whoever_reads_on_gets_the_same_rows(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(blocks, "TOGETHER", 64)
+    stream = stream_of(tmp_path)
+    stream.ahead.together = 32
+    sizes = []
+    monkeypatch.setattr(
+        stream.ahead, "fill", lambda found: sizes.append(len(found)) or stream.reader.fill(found)
+    )
+    for start in [*range(0, 4 * size, size), 2 * size, 0, 7, *range(7, 7 + 3 * size, size)]:
+        rows = stream.examples(start, start + size)
+        again = stream.examples_at(np.arange(start, start + size))
+        assert len(rows) == size
+        for row, other in zip(rows, again, strict=True):
+            same(row, other)
+    assert sizes[0] == size  # the first batch waits for no other rows
+    assert max(sizes) == {1: 31, 7: 21, 30: 30, 90: 90}[size]
+
+
 def test_the_last_rows_of_a_mixture_that_ends_can_be_read(tmp_path):
     folder = tmp_path / "one"
     source = {"shards": str(write(folder, [17, 8, 30] * 9, 0, 60_000, [4], [7])), "most_epochs": 2}
     config = DataConfig.model_validate({"length": 24, "sources": {"one": source}})
     stream = TokenStream.open(config, Path, 5)
     end = stream.order.rows
+    assert len(stream.examples(end - 5, end - 3)) == 2
     assert len(stream.examples(end - 3, end)) == 3
     with pytest.raises(RecipeError, match="ends at row"):
         stream.examples(end - 3, end + 1)

@@ -15,7 +15,7 @@ from configs.stage import Artifact, Share, StageConfig, StageContext
 from configs.yaml_source import nearest
 from launcher.interruption import Interrupted
 from launcher.links import ChainRecipe, inputs_of
-from launcher.run_folder import Failure, RunFolder, Status, Workers, now
+from launcher.run_folder import Failure, RunFolder, Status, Workers, make_folder, now
 
 State = Literal["open", "waiting", "unfinished", "done", "foreign"]
 _SHOWN = 6
@@ -261,8 +261,8 @@ def join(
         _refuse_missing_inputs(recipe, survey(recipe, run), name, [name])
     if standing.state == "done" or standing.key is None:
         return None
-    folder = run.stage(name)
-    return StageContext(name, folder, recipe.seed, standing.key, standing.inputs, share)
+    make_folder(run.stage(name))
+    return StageContext(name, run.stage(name), recipe.seed, standing.key, standing.inputs, share)
 
 
 def enter(

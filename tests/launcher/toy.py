@@ -1,8 +1,10 @@
 """Small stages that do what a test asks; as a module it is a worker for them."""
 
 import hashlib
+import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -74,10 +76,32 @@ class Crew(StageConfig):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Spread(StageConfig):
+    """Something that hosts share, each by itself."""
+
+    RUNS: ClassVar[Runs] = "hosts"
+
+    kind: Literal["spread"] = "spread"
+    inputs: tuple[str, ...] = ()
+    fails_on: int | None = None
+
+    def run(self, context: StageContext) -> str:
+        index, count = context.share.index, context.share.count
+        if index == self.fails_on:
+            msg = f"host {index} has no such file"
+            raise DataError(msg)
+        facts = {"count": count, "torch": "torch" in sys.modules, "key": context.key}
+        (context.folder / f"host-{index}.json").write_text(json.dumps(facts))
+        end = time.monotonic() + 60
+        while len(list(context.folder.glob("host-*.json"))) < count and time.monotonic() < end:
+            time.sleep(0.05)
+        return f"made by {count}"
+
+
 class Toy(ChainRecipe):
     """A recipe of such stages."""
 
-    stages: dict[str, Annotated[Write | Crew, Field(discriminator="kind")]]
+    stages: dict[str, Annotated[Write | Crew | Spread, Field(discriminator="kind")]]
 
 
 def load_toy(path: Path) -> Toy:

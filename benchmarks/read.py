@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import corpus
+from benchmarks.peers.process import PeerProcess
 
 if TYPE_CHECKING:
     from data_pipeline.streaming import TokenStream
@@ -20,6 +21,16 @@ MEANS = {130: 4.37, 400: 5.49}
 """Tokens a document on average, and the mean of their logarithms; these have deviation 1."""
 BATCH, BATCHES, ROUNDS, SEED = 1024, 48, 7, 3
 TARGET = 0.5
+PEER_ROWS = 10_000
+PEERS = {
+    "megatron IndexedDataset": ("megatron", "megatron_core.py", "read_documents"),
+    "megatron GPTDataset": ("megatron", "megatron_core.py", "read"),
+    "litdata TokensLoader": ("litdata", "lit_data.py", "read"),
+    "datasets, Arrow map-style": ("datasets", "hf_datasets.py", "read"),
+    "datasets, iterable": ("datasets", "hf_datasets.py", "read_iterable"),
+    "mosaicml-streaming py1e": ("mosaic", "mosaic.py", "read"),
+}
+"""Environment, script and trial of each."""
 
 
 def measure() -> dict[str, Any]:
@@ -33,13 +44,15 @@ def measure() -> dict[str, Any]:
     for mean, mean_log in MEANS.items():
         with tempfile.TemporaryDirectory() as place:
             details += _corpus(Path(place), mean, mean_log)
+            if mean == max(MEANS):
+                rivals = _rivals(Path(place))
     value = min(line["ratio"] for line in details if not line["annotations"])
     return {
         "id": "D1",
         "value": value,
         "target": TARGET,
         "reached": value >= TARGET,
-        "details": details,
+        "details": [*details, *rivals],
     }
 
 
@@ -73,6 +86,66 @@ def _compared(folder: Path, stream: "TokenStream", mean: int, asked: bool) -> di
         "lowest": round(min(ratios), 2),
         "highest": round(max(ratios), 2),
     }
+
+
+def _rivals(folder: Path) -> list[dict[str, Any]]:
+    """Other loaders on the same tokens, in turn with ours and the bound; one source, no packing.
+
+    Those that are not installed are told as such.
+    """
+    from data_pipeline.streaming import TokenStream
+
+    config = corpus.mixture(folder, WEIGHTS, verify="sizes")
+    stream = TokenStream.open(config, Path, SEED, folder / "plans")
+    million = BATCHES * BATCH * corpus.LENGTH / 1e6
+    ours, bound = _ours(stream, annotations=False), _bound(folder, annotations=False)
+    trials: dict[str, Callable[[int], float]] = {
+        "memmap gather": lambda _: million / bound(),
+        "ours": lambda _: million / ours(),
+    }
+    absent = []
+    for name, (environment, script, do) in PEERS.items():
+        try:
+            process = PeerProcess(environment, script)
+        except FileNotFoundError as error:
+            absent.append({"loader": name, "absent": str(error)})
+            continue
+        trials[name] = _rival(process, do, folder)
+    seen: dict[str, list[float]] = {name: [] for name in trials}
+    for turn in range(ROUNDS):
+        for name in list(trials) if turn % 2 else list(trials)[::-1]:
+            seen[name].append(trials[name](turn))
+    lines = [
+        {
+            "loader": name,
+            "mtok_per_s": round(median(speeds), 1),
+            "ratio": round(
+                median(a / b for a, b in zip(speeds, seen["memmap gather"], strict=True)), 4
+            ),
+        }
+        for name, speeds in seen.items()
+    ]
+    return [*lines, *absent]
+
+
+def _rival(process: PeerProcess, do: str, folder: Path) -> Callable[[int], float]:
+    made = {"tokens": str(folder / "joined.bin"), "folder": str(folder)}
+    if process.script == "megatron_core.py":
+        made["lengths"] = str(_lengths(folder))
+    process.ask("write", **made)
+    process.ask(do, folder=str(folder), rows=PEER_ROWS, seed=0)
+    return lambda turn: (
+        process.ask(do, folder=str(folder), rows=PEER_ROWS, seed=turn).mtok_per_cpu_s
+    )
+
+
+def _lengths(folder: Path) -> Path:
+    """Of all documents, in the order of the joined file."""
+    from data_pipeline.shards import ShardedDataset
+
+    path = folder / "lengths.npy"
+    np.save(path, np.concatenate([ShardedDataset.open(folder / name).lengths for name in TOKENS]))
+    return path
 
 
 def _ours(stream: "TokenStream", *, annotations: bool) -> Callable[[], float]:

@@ -33,6 +33,7 @@ class PeerProcess:
         if python is None:
             msg = f"{environment}: not installed; make it by `python -m benchmarks peers`"
             raise FileNotFoundError(msg)
+        self.script = script
         # A pipe that nobody reads would fill up with progress bars, and stop the peer.
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed with the process
         self._process = subprocess.Popen(

@@ -88,6 +88,8 @@ class RowReader:
         gathered = self._tokens(found)
         layout = self._layout(found, gathered)
         _put(gathered.values, layout.places(), (self.prefix, self.suffix, self.padding))
+        # Parts of one stretch are handed out to several readers.
+        gathered.values.flags.writeable = False
         return Rows(
             gathered.values.reshape(-1, self.length),
             self._keys(found.picks),

@@ -66,7 +66,7 @@ def adopt(asked: Adoption) -> Manifest:
     manifest = Manifest(
         tokenizer=own,
         dtype=dtype,
-        level="document" if all(map(_is_by_document, surveyed)) else "sentence",
+        level="sentence" if any(each.index.sentences for each in surveyed) else "document",
         annotations=LEGEND if annotated else {},
         shards=[
             _shard(each, annotated.files[number] if annotated else None)
@@ -116,10 +116,6 @@ def _one_dtype(surveyed: Sequence[Surveyed]) -> Any:
             )
             raise DataError(msg)
     return first.index.dtype.name
-
-
-def _is_by_document(surveyed: Surveyed) -> bool:
-    return len(surveyed.index.documents) - 1 == len(surveyed.index.lengths)
 
 
 def _around(

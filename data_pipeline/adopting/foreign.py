@@ -60,10 +60,8 @@ class Surveyed:
 
     def documents(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First token of each document, and the one behind its last: int64 [documents] each."""
-        index = self.index
-        starts = index.starts[index.documents[:-1]]
-        last = index.documents[1:] - 1
-        return starts, index.starts[last] + index.lengths[last]
+        whole = self.index.by_document()
+        return whole.starts, whole.starts + whole.lengths
 
 
 def find_token_files(location: Path) -> list[TokenFiles]:

@@ -51,6 +51,23 @@ class Index:
         """Tokens of the whole ``.bin``."""
         return int(self.starts[-1]) + int(self.lengths[-1]) if self.lengths.size else 0
 
+    @property
+    def sentences(self) -> bool:
+        """Whether some document consists of several sequences."""
+        return len(self.documents) - 1 < len(self.lengths)
+
+    def by_document(self) -> "Index":
+        """The same with each document as one sequence; DataError for one of 2**31 tokens."""
+        if not self.sentences:
+            return self
+        starts = self.starts[self.documents[:-1]]
+        lengths = np.diff(starts, append=self.tokens)
+        if lengths.size and lengths.max() > np.iinfo(np.int32).max:
+            msg = f"a document of {lengths.max()} tokens; expected fewer than {1 << 31}: split it"
+            raise DataError(msg)
+        marks = np.arange(len(lengths) + 1, dtype=np.int64)
+        return Index(self.dtype, lengths.astype(np.int32), starts, marks)
+
 
 def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
     """The smallest of Megatron's two dtypes that holds every id of the vocabulary."""

@@ -28,7 +28,7 @@ OPEN_PLANS = 128
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of a sequence in a row, in tokens."""
+    """A stretch in a row, in tokens, from a sequence on; it may end in a later one."""
 
     sequence: int
     start: int
@@ -101,14 +101,26 @@ class PackedSource:
         return int(self.data.content[:16], 16) >> 1
 
     def plan(self, shard: int) -> PackingPlan:
-        """The rows of a shard; plans without a cache stay, as they are dear to make."""
+        """The rows of a shard; a piece may run through several sequences of one document."""
+        plan, index = self._by_document(shard), self.data.shards[shard].index
+        if not index.sentences:
+            return plan
+        pieces = plan.pieces.copy()
+        pieces[:, 0] = index.documents.take(pieces[:, 0])
+        return PackingPlan(plan.offsets, pieces, plan.sentences)
+
+    def _by_document(self, shard: int) -> PackingPlan:
+        """The rows of a shard, with documents for sequences: what is packed are documents.
+
+        Plans without a cache stay, as they are dear to make.
+        """
         with self._lock:
             if shard in self._plans:
                 self._plans.move_to_end(shard)
                 return self._plans[shard]
         opened = self.data.shards[shard]
         text = ShardText(
-            opened.index.lengths,
+            opened.index.by_document().lengths,
             partial(self.data.shard_annotations, shard),
             f"{self.data.folder}/{opened.record.name}",
         )
@@ -139,8 +151,8 @@ class PackedSource:
         if not isinstance(self.packing, SentencePairsPacking):
             msg = f"packing {self.packing.identity} makes no pairs"
             raise TypeError(msg)
-        index = self.data.shards[shard].index
-        opened = PackedShard(self.plan(shard), self.shape, index.starts, index.lengths)
+        whole = self.data.shards[shard].index.by_document()
+        opened = PackedShard(self._by_document(shard), self.shape, whole.starts, whole.lengths)
         key = keyed(seed, "pairs", self.data.content)
         return self.packing.pairs(opened, rows, draws(key, samples, epochs))
 
@@ -150,19 +162,19 @@ class PackedSource:
         Epoch and seed matter to sentence pairs alone.
         """
         shard = int(np.searchsorted(self.row_starts, sample, "right")) - 1
-        begin = self.data.shards[shard].first
+        begin, index = self.data.shards[shard].first, self.data.shards[shard].index
         row = sample - int(self.row_starts[shard])
         if isinstance(self.packing, SentencePairsPacking):
             drawn = (np.array([each], np.int64) for each in (sample, epoch))
             pairs = self.pairs(shard, np.array([row]), seed, *drawn)
-            starts = self.data.shards[shard].index.starts
-            sequences = np.searchsorted(starts, pairs.starts[0], "right") - 1
-            inner = pairs.starts[0] - starts[sequences]
+            there = pairs.lengths[0] > 0
+            starts, lengths = pairs.starts[0][there], pairs.lengths[0][there]
             label = int(pairs.labels[0])
-            found = np.stack((sequences, inner, pairs.lengths[0]), axis=1)
-            found = found[pairs.lengths[0] > 0]
         else:
             plan, label = self.plan(shard), None
-            found = plan.pieces[plan.offsets[row] : plan.offsets[row + 1]]
-        pieces = (Piece(begin + number, start, size) for number, start, size in found.tolist())
-        return DescribedRow(shard, tuple(pieces), label)
+            pieces = plan.pieces[plan.offsets[row] : plan.offsets[row + 1]].astype(np.int64)
+            starts, lengths = index.starts.take(pieces[:, 0]) + pieces[:, 1], pieces[:, 2]
+        sequences = np.searchsorted(index.starts, starts, "right") - 1
+        found = np.stack((sequences, starts - index.starts[sequences], lengths), axis=1)
+        described = (Piece(begin + number, start, size) for number, start, size in found.tolist())
+        return DescribedRow(shard, tuple(described), label)

@@ -218,6 +218,50 @@ def test_rows_of_adopted_files_hold_one_end_of_text_a_document(tmp_path, causal)
     assert sorted(real.tolist()) == sorted(np.concatenate(documents).tolist())
 
 
+def in_sentences(tmp_path, causal):
+    """Adopted files whose documents lie in three sequences each; and these documents."""
+    documents = encoded(causal)
+    sequences, marks = [], [0]
+    for document in documents:
+        sequences += [document[:2], document[2:5], document[5:]]
+        marks.append(len(sequences))
+    write_pair(tmp_path / "a", sequences, marks=marks)
+    adopt(Adoption(tmp_path, causal))
+    assert ShardedDataset.open(tmp_path).manifest.level == "sentence"
+    return documents
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "concatenate", "single"])
+def test_what_is_packed_are_documents_though_they_lie_in_sentences(tmp_path, causal, packing):
+    from data_pipeline.streaming import DataConfig, TokenStream
+
+    documents = in_sentences(tmp_path, causal)
+    length = max(map(len, documents)) + 1
+    config = DataConfig.model_validate(
+        {
+            "length": length,
+            "packing": {"name": packing},
+            "sources": {"a": {"shards": str(tmp_path)}},
+        }
+    )
+    stream = TokenStream.open(config, Path, seed=1, cache=tmp_path / "plans")
+    rows = stream.examples(0, stream.rows[0])
+    found, flat, data = [], np.concatenate(documents), ShardedDataset.open(tmp_path)
+    for tokens, segments, sample in zip(rows.tokens, rows.segments, rows.keys.sample, strict=True):
+        pieces = stream.reader.sources[0].describe(int(sample)).pieces
+        assert len(pieces) == segments.max()
+        for number, piece in enumerate(pieces, 1):
+            found.append(tokens[segments == number].tolist())
+            assert piece.start < data.lengths[piece.sequence]
+            begin = int(data.shards[0].index.starts[piece.sequence]) + piece.start
+            assert found[-1] == flat[begin : begin + piece.length].tolist()
+    if packing == "concatenate":  # which cuts them where rows end, and nowhere else
+        assert len(found) < len(documents) + len(rows)
+        assert sorted(np.concatenate(found)) == sorted(flat)
+    else:
+        assert sorted(found) == sorted(document.tolist() for document in documents)
+
+
 def test_the_verb(tmp_path, causal, monkeypatch, capsys):
     write_pair(tmp_path / "a", encoded(causal))
     words = ["onward", "adopt", str(tmp_path / "a"), "--tokenizer", str(causal), "--json"]

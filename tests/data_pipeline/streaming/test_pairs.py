@@ -1,5 +1,6 @@
 """Rows of sentence pairs as a model gets them: one document in two parts, with a label."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from configs.errors import DataError
 from data_pipeline.example import SENTENCE_START, WORD_START
 from data_pipeline.packing import SentencePairsPacking
 from data_pipeline.shards import ShardedDataset, ShardWriter
+from data_pipeline.shards.layout import index_bytes, parse_index
+from data_pipeline.shards.manifest import FileRecord, read_manifest
 from data_pipeline.streaming import (
     DataConfig,
     FixedRows,
@@ -74,6 +77,45 @@ def test_a_row_is_two_parts_that_see_one_another(location, negatives):
             assert same or negatives == "random_document"
     labels = {row.label for row in table}
     assert labels >= {0, 1}
+
+
+def cut_into_sentences(location):
+    """The same shards with sequences of three tokens, and the documents that they make up."""
+    folder = Path(location)
+    manifest, records = read_manifest(folder), []
+    for record in manifest.shards:
+        path = folder / f"{record.name}.idx"
+        index = parse_index(path.read_bytes(), "x")
+        lengths = [[3] * (n // 3) + [n % 3] * (n % 3 > 0) for n in index.lengths.tolist()]
+        marks = np.cumsum([0, *map(len, lengths)])
+        content = index_bytes(index.dtype, np.concatenate(lengths).astype(np.int32), marks)
+        path.write_bytes(content)
+        file = FileRecord(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        changes = {"sequences": int(marks[-1]), "files": {**record.files, ".idx": file}}
+        records.append(record.model_copy(update=changes))
+    made = manifest.model_copy(update={"shards": records, "level": "sentence"}).signed()
+    (folder / "manifest.json").write_text(made.model_dump_json())
+
+
+def test_pairs_are_of_documents_though_they_lie_in_sentences(location):
+    documents = ShardedDataset.open(Path(location))
+    begins = 100 + np.cumsum(documents.lengths) - documents.lengths
+    rows = stream_of(location, "random_document").rows
+    cut_into_sentences(location)
+    stream = stream_of(location, "random_document")
+    assert len(ShardedDataset.open(Path(location))) > 2 * len(documents)
+    assert stream.rows == rows
+    labels = []
+    for row in stream.examples(0, 3 * rows[0]):
+        text = row.tokens[~row.special]
+        first, second = (row.tokens[~row.special & (row.parts == part)] for part in (0, 1))
+        owner = np.searchsorted(begins, text, "right") - 1
+        labels.append(row.label)
+        assert row.label >= 0 or not len(second)
+        assert row.label != 1 or (np.diff(text) == 1).all()
+        assert row.label != 0 or owner[0] != owner[-1]
+        assert len({*owner[: len(first)]}) == 1
+    assert {0, 1} <= set(labels)
 
 
 def test_labels_are_new_in_the_next_epoch_and_the_same_when_read_again(location):

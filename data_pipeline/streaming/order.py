@@ -105,6 +105,10 @@ class Order:
             for source, count, on in zip(self.sources, counts, read, strict=True)
         ]
 
+    def unskipped(self, rows: int) -> int:
+        """How many rows, skipped ones counted, the first ``rows`` global indices reach to."""
+        return int(self._drawn(np.array([rows - 1], np.int64))[0]) + 1
+
     def _drawn(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows in the numbering without any skip; changes its argument."""
         for span in self.skip:

@@ -180,7 +180,13 @@ class TokenStream:
         )
 
     def require_rows(self, rows: int) -> None:
-        """RecipeError if a run of so many rows would read a source more often than it may."""
+        """Whether a run may have so many rows.
+
+        Raises:
+            RecipeError: it would read a source more often than it may, or end before the weights
+                change.
+        """
+        self._require_changes_before(rows)
         there = self.order.rows
         if there is None or rows <= there:
             return
@@ -194,6 +200,19 @@ class TokenStream:
             f"({limits}); take fewer steps, raise most_epochs, or add data"
         )
         raise RecipeError(msg)
+
+    def _require_changes_before(self, rows: int) -> None:
+        end = self.order.unskipped(rows)
+        schedule = self.config.schedule()
+        for change, turn in zip(self.config.changes, schedule.turns[1:], strict=True):
+            first = turn.first_block * schedule.block
+            if first >= end:
+                msg = (
+                    f"data.changes: the weights after row {change.after} would hold from row "
+                    f"{first} on, where a block of {schedule.block} begins, but the run ends at "
+                    f"row {end}; take more steps, change the weights earlier, or leave it out"
+                )
+                raise RecipeError(msg)
 
     def resume(self, cursor: Cursor) -> int:
         """The global index to go on from; CheckpointError naming what differs from this stream."""

@@ -326,6 +326,26 @@ def test_limits_on_passes_bound_what_a_run_may_ask_for(make_shards):
     assert open_stream(DataConfig(length=24, sources=endless)).order.rows is None
 
 
+def test_a_change_that_would_come_after_the_end_is_refused(make_shards):
+    values = {
+        "length": 24,
+        "sources": {
+            "a": {"shards": make_shards("a", LENGTHS)},
+            "b": {"shards": make_shards("b", [5, 9], first=9000)},
+        },
+        "changes": [{"after": 100, "weights": {"a": 1, "b": 3}}],
+    }
+    stream = open_stream(DataConfig.model_validate(values))
+    stream.require_rows(1025)
+    with pytest.raises(RecipeError, match=r"after row 100 would hold from row 1024 .* at row 1024"):
+        stream.require_rows(1024)
+    skipping = values | {"skip": [{"start": 7, "stop": 17}]}
+    stream = open_stream(DataConfig.model_validate(skipping))
+    stream.require_rows(1015)
+    with pytest.raises(RecipeError, match=r"data\.changes: .* the run ends at row 1024"):
+        stream.require_rows(1014)
+
+
 def test_a_limit_below_one_row_is_refused(make_shards):
     source = SourceConfig(shards=make_shards("a", LENGTHS), most_epochs=0.001)
     with pytest.raises(RecipeError, match=r"data\.sources\.a\.most_epochs: 0.001 of \d+ rows"):

@@ -24,6 +24,7 @@ class SourceConfig(Config):
     most_epochs: float | None = Field(
         None,
         gt=0,
+        allow_inf_nan=False,
         description="passes after which it is not read again and the others share its part",
     )
 

@@ -1,6 +1,7 @@
 """A cursor goes through JSON unchanged, and refuses data that is not what was read, by name."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +132,7 @@ def test_a_source_may_get_another_name(values):
         ({"skip": [{"start": 10, "stop": 10}]}, "ascending"),
         ({"sources": {}}, "at least 1"),
         ({"length": 0}, "length"),
+        ({"sources": {"a": {"shards": "a", "most_epochs": math.inf}}}, "most_epochs"),
         ({"packng": {}}, "packng"),
     ],
 )

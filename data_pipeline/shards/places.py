@@ -1,8 +1,9 @@
 """Where the files of shards are: a folder here, or a remote one behind the cache."""
 
 import hashlib
+import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Protocol
@@ -51,9 +52,13 @@ class Place(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalPlace:
-    """A folder on this machine's file systems."""
+    """A folder on this machine's file systems.
+
+    A file that is not as it was when it was checked is hashed when it is opened.
+    """
 
     folder: Path
+    _checked: dict[str, tuple[int, int, int]] = field(default_factory=dict, repr=False)
 
     @property
     def remote(self) -> bool:
@@ -70,20 +75,41 @@ class LocalPlace:
         if not path.is_file():
             msg = f"{path}: missing, though in the manifest; restore it or prepare the corpus again"
             raise DataError(msg)
-        size = path.stat().st_size
-        if size != record.bytes:
+        if hashed:
+            with readable(path) as stream:
+                self._require(file, record, stream)
+        else:
+            status = path.stat()
+            self._require_size(file, record, status)
+            self._checked[file] = _stamp(status)
+
+    def open(self, file: str, record: FileRecord, *, hashed: bool) -> FileIO:
+        del hashed  # done when the data set was opened, unless it was changed meanwhile
+        stream = readable(self.folder / file)
+        try:
+            if self._checked.get(file) != _stamp(os.fstat(stream.fileno())):
+                self._require(file, record, stream)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def _require(self, file: str, record: FileRecord, stream: FileIO) -> None:
+        """Leaves the stream at its begin."""
+        status = os.fstat(stream.fileno())
+        self._require_size(file, record, status)
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        require_digest(self.named(file), digest, record)
+        stream.seek(0)
+        self._checked[file] = _stamp(status)
+
+    def _require_size(self, file: str, record: FileRecord, status: os.stat_result) -> None:
+        if status.st_size != record.bytes:
             msg = (
-                f"{path}: {size} bytes, but {record.bytes} were written; "
+                f"{self.named(file)}: {status.st_size} bytes, but {record.bytes} were written; "
                 "it was cut short or changed: restore it or prepare the corpus again"
             )
             raise DataError(msg)
-        if hashed:
-            with readable(path) as stream:
-                require_digest(str(path), hashlib.file_digest(stream, "sha256").hexdigest(), record)
-
-    def open(self, file: str, record: FileRecord, *, hashed: bool) -> FileIO:
-        del record, hashed  # checked when the data set was opened
-        return readable(self.folder / file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +145,11 @@ class RemotePlace:
 
     def open(self, file: str, record: FileRecord, *, hashed: bool) -> FileIO:
         return self.cache.open(join(self.url, file), record, rehash=hashed)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """What tells that a file is still the one that was looked at: size, time, inode."""
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def require_digest(name: str, found: str, record: FileRecord) -> None:

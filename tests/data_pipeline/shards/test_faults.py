@@ -193,10 +193,28 @@ def test_links_are_followed_to_the_same_bytes_alone(copy, tmp_path):
 
 def test_cut_short_after_it_was_opened(copy):
     data = ShardedDataset.open(copy, mode="pread")
+    assert len(data.tokens(4)) == 20
     os.truncate(copy / "shard-00001.bin", 60)
     assert len(data.tokens(4)) == 20
     with pytest.raises(DataError, match=r"shard-00001\.bin: it ends at byte"):
         data.tokens(6)
+
+
+@pytest.mark.parametrize("verify", ["sizes", "digests"])
+@pytest.mark.parametrize("mode", ["mmap", "pread"])
+def test_made_anew_after_it_was_checked(copy, verify, mode):
+    data = ShardedDataset.open(copy, verify=verify, mode=mode)
+    for name in ("shard-00001.bin", "shard-00002.bin"):
+        content = (copy / name).read_bytes()
+        (copy / "made").write_bytes(content[::-1] if "1" in name else content)
+        (copy / "made").rename(copy / name)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"shard-00001\.bin: its bytes are not those"):
+            data.tokens(4)
+    assert len(data.tokens(8)) == 30  # the same bytes, in another file
+    os.truncate(copy / "shard-00000.bin", 60)
+    with pytest.raises(DataError, match=r"shard-00000\.bin: 60 bytes, but 200 were written"):
+        data.tokens(0)
 
 
 def test_removed_after_it_was_opened(copy):

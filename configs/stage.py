@@ -106,12 +106,16 @@ class StageConfig(Config, ABC):
         APPENDED: dotted paths of fields that may grow while the stage is unfinished, as long as
             what has been done stays as it was, which ``run`` and ``check`` see to. Left out of
             its key; of a finished stage they must be what it was made with.
+        KEPT: globs of what an unfinished stage may have in its folder that cost much. While one is
+            there, a change of the stage's key is refused until the user asks for ``--redo``;
+            otherwise it is begun anew, in an empty folder.
     """
 
     VERSION: ClassVar[int] = 1
     RUNS: ClassVar[Runs] = "once"
     UNKEYED: ClassVar[frozenset[str]] = frozenset()
     APPENDED: ClassVar[frozenset[str]] = frozenset()
+    KEPT: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def run(self, context: StageContext) -> str:

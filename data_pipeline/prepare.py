@@ -30,6 +30,8 @@ class PrepareStage(StageConfig):
 
     RUNS: ClassVar[Runs] = "hosts"
     UNKEYED: ClassVar[frozenset[str]] = frozenset({"processes"})
+    # All is made then, though nobody may have noted that the stage is done.
+    KEPT: ClassVar[frozenset[str]] = frozenset({"prepared.json"})
 
     VERSION: ClassVar[int] = 3
 

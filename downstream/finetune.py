@@ -48,6 +48,7 @@ class FinetuneStage(StageConfig):
     """
 
     RUNS: ClassVar[Runs] = "ranks"
+    KEPT: ClassVar[frozenset[str]] = frozenset({"cells/*.json"})
 
     kind: Literal["finetune"] = "finetune"
     task: str = Field(description="location of a task folder")

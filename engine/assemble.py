@@ -64,6 +64,7 @@ class PretrainStage(StageConfig):
     )
     # The cursor of a checkpoint tells whether what has been read is still the same.
     APPENDED: ClassVar[frozenset[str]] = frozenset({"data.changes", "data.skip"})
+    KEPT: ClassVar[frozenset[str]] = frozenset({"checkpoints/step-*"})
 
     kind: Literal["pretrain"] = "pretrain"
     model: ModelConfig

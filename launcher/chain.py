@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from configs.errors import CheckpointError, DataError, OnwardError, RecipeError, ResourceError
@@ -19,6 +20,9 @@ from launcher.run_folder import Failure, RunFolder, Status, Workers, make_folder
 
 State = Literal["open", "waiting", "unfinished", "done", "foreign"]
 _SHOWN = 6
+_LONGEST = 200
+"""Characters of a value that are shown of a change."""
+_ABSENT = object()
 logger = logging.getLogger(__name__)
 
 
@@ -27,12 +31,14 @@ class Standing:
     """What a run folder holds of a stage, against what the recipe asks for.
 
     Attributes:
-        state: ``open``: nothing is there. ``waiting``: an input is not done. ``unfinished``: it
-            was begun with this key. ``done``: with this key. ``foreign``: begun with another.
+        state: ``open``: nothing is there that counts. ``waiting``: an input is not done.
+            ``unfinished``: it was begun with this key. ``done``: with this key. ``foreign``: made
+            with another, or begun with another and something is there that is worth keeping.
         key: the key that the recipe gives it; None while an input is not done.
         inputs: the inputs that are done.
         changes: what a foreign one differs in.
         artifact: what it handed on, if done.
+        leftover: another recipe's attempt lies there, which left nothing that is worth keeping.
     """
 
     state: State
@@ -40,6 +46,7 @@ class Standing:
     inputs: Mapping[str, Artifact]
     changes: tuple[str, ...] = ()
     artifact: Artifact | None = None
+    leftover: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +78,29 @@ def _stand(
         status = run.status(name)
     except CheckpointError:
         return Standing("foreign", key, inputs, ("its status.json cannot be read",))
+    begun: State = "open" if complete else "waiting"
     if status is None:
-        return Standing("open" if complete else "waiting", key, inputs)
+        return Standing(begun, key, inputs)
     changes = tuple(_changes(status, stage, recipe.seed, inputs))
     if changes or (key is not None and status.key != key):
-        return Standing("foreign", key, inputs, changes or ("the key itself",))
-    if not complete:
-        return Standing("waiting", key, inputs)
-    if status.state != "done" or status.fingerprint is None:
-        return Standing("unfinished", key, inputs)
+        if _is_worth_keeping(stage, status, run.stage(name)):
+            return Standing("foreign", key, inputs, changes or ("the key itself",))
+        return Standing(begun, key, inputs, leftover=True)
+    if not complete or status.state != "done" or status.fingerprint is None:
+        return Standing("unfinished" if complete else "waiting", key, inputs)
     artifact = Artifact(run.stage(name), status.fingerprint)
     return Standing("done", key, inputs, artifact=artifact)
+
+
+def _is_worth_keeping(stage: StageConfig, status: Status, folder: Path) -> bool:
+    """Whether a change of the recipe must not discard what lies in a stage's folder unasked.
+
+    Not so an attempt that came to nothing: a recipe is corrected after each error that it gives.
+    """
+    of_this_kind = status.config.get("kind") == stage.model_dump(mode="json").get("kind")
+    if status.state == "done" or status.submitted or not of_this_kind:
+        return True
+    return any(True for pattern in stage.KEPT for _ in folder.glob(pattern))
 
 
 def stage_key(stage: StageConfig, seed: int, inputs: Mapping[str, Artifact]) -> str:
@@ -107,13 +126,9 @@ def _changes(
     if status.version != stage.VERSION:
         yield f"the code of this kind of stage: version {status.version} -> {stage.VERSION}"
     apart = stage.UNKEYED if status.state == "done" else stage.UNKEYED | stage.APPENDED
-    before, after = (
-        _flat(_without(config, apart)) for config in (status.config, stage.model_dump(mode="json"))
+    yield from _differences(
+        _without(status.config, apart), _without(stage.model_dump(mode="json"), apart)
     )
-    for key in dict.fromkeys([*before, *after]):
-        old, new = before.get(key, "absent"), after.get(key, "absent")
-        if old != new:
-            yield f"{key}: {old} -> {new}"
     for name, artifact in inputs.items():
         old = status.inputs.get(name, "absent")
         if name in status.inputs and old != artifact.fingerprint:
@@ -133,17 +148,30 @@ def _without(value: Any, paths: Iterable[str]) -> Any:
     }
 
 
-def _flat(value: Any, path: str = "") -> dict[str, str]:
-    if isinstance(value, Mapping) and value:
-        items: Iterable[tuple[Any, Any]] = value.items()
-    elif isinstance(value, list | tuple) and value:
-        items = enumerate(value)
-    else:
-        return {path: json.dumps(value)}
-    found: dict[str, str] = {}
-    for key, below in items:
-        found |= _flat(below, f"{path}.{key}" if path else str(key))
-    return found
+def _differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
+    """``PATH: OLD -> NEW`` for the innermost places at which two values of a config differ."""
+    old, new = _parts(before), _parts(after)
+    if isinstance(before, Mapping) != isinstance(after, Mapping) or not old or not new:
+        if _text(before) != _text(after):
+            yield f"{path}: {_cut(_text(before))} -> {_cut(_text(after))}"
+        return
+    for key in dict.fromkeys([*old, *new]):
+        inner = f"{path}.{key}" if path else str(key)
+        yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), inner)
+
+
+def _parts(value: Any) -> dict[Any, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return dict(enumerate(value)) if isinstance(value, list | tuple) else {}
+
+
+def _text(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def select(recipe: ChainRecipe, run: RunFolder, request: Request) -> list[str]:
@@ -243,26 +271,36 @@ def join(
 ) -> StageContext | None:
     """The context of a stage that several hosts run, for one of them; None if it is done already.
 
-    The first marks it as running; the others wait until its inputs are seen to be done, which a
-    shared file system may tell late.
+    The first marks it as running and discards another recipe's attempt; the others wait until that
+    is gone and its inputs are seen to be done, which a shared file system may tell late.
 
     Raises:
         CheckpointError: the run folder holds it from another recipe.
-        DataError: its inputs are not done after so many seconds.
+        DataError: its inputs are not done, or the attempt is still there, after so many seconds.
     """
     if share.index == 0:
         entered = enter(recipe, run, name)
         return entered and dataclasses.replace(entered, share=share)
     end = time.monotonic() + seconds
-    while (standing := survey(recipe, run)[name]).key is None and time.monotonic() < end:
+    while _is_early(standing := survey(recipe, run)[name]) and time.monotonic() < end:
         time.sleep(0.5)
     refuse_foreign(run, {name: standing}, [name])
     if standing.key is None:
         _refuse_missing_inputs(recipe, survey(recipe, run), name, [name])
+    if standing.leftover:
+        msg = (
+            f"{run.stage(name)}: another recipe's attempt lies there, and the first host has not "
+            f"begun anew within {seconds:.0f} s; see what it says"
+        )
+        raise DataError(msg)
     if standing.state == "done" or standing.key is None:
         return None
     make_folder(run.stage(name))
     return StageContext(name, run.stage(name), recipe.seed, standing.key, standing.inputs, share)
+
+
+def _is_early(standing: Standing) -> bool:
+    return standing.key is None or standing.leftover
 
 
 def enter(
@@ -274,11 +312,13 @@ def enter(
 ) -> StageContext | None:
     """Mark a stage as running and give its context; None if it is done already.
 
-    A foreign one is discarded if ``replace`` names it, and refused otherwise. ``workers`` are
-    the processes of a launched one; a line warns if it was begun with others.
+    A foreign one is discarded if ``replace`` names it, and refused otherwise; another recipe's
+    attempt that left nothing worth keeping is discarded, too. ``workers`` are the processes of a
+    launched one; a line warns if it was begun with others.
     """
     standings = survey(recipe, run)
-    if standings[name].state == "foreign" and name in set(replace):
+    foreign = standings[name].state == "foreign" and name in set(replace)
+    if foreign or standings[name].leftover:
         run.discard(name)
         standings = survey(recipe, run)
     refuse_foreign(run, standings, [name])

@@ -115,11 +115,13 @@ class Conductor:
         return chain.replaceable(self.recipe, self.request.redo)
 
     def _settle(self, name: str) -> bool:
-        """Whether it is done; another recipe's results are discarded or refused here."""
+        """Whether it is done; what another recipe has left is discarded or refused here."""
         standing = chain.survey(self.recipe, self.folder)[name]
-        if standing.state == "foreign":
-            if name not in self._replaceable():
-                chain.refuse_foreign(self.folder, {name: standing}, [name])
+        if standing.state == "foreign" and name not in self._replaceable():
+            chain.refuse_foreign(self.folder, {name: standing}, [name])
+        if standing.leftover:
+            self.tell(f"{name}: an unfinished attempt with another recipe lay there; begun anew")
+        if standing.state == "foreign" or standing.leftover:
             self.folder.discard(name)
         return standing.state == "done"
 

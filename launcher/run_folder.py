@@ -57,6 +57,7 @@ class Status(Config):
         outputs: what lies in the folder since it is done.
         workers: the processes that a launched stage was begun with.
         config: the stage's config in full, so that a change can be told.
+        submitted: it was given to a queue, such as Slurm's, and may be at work, or done, unseen.
     """
 
     state: Literal["running", "done", "failed"]
@@ -71,6 +72,7 @@ class Status(Config):
     seed: int
     error: Failure | None = None
     workers: Workers | None = None
+    submitted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,3 +282,71 @@ def test_provenance_tells_the_threads(tmp_path: Path) -> None:
     placement = Placement(processes=2, environment={"OMP_NUM_THREADS": "3"})
     Conductor(toy, Request(), placement, print, lambda names, world: None).run()
     assert json.loads((tmp_path / "run/provenance.json").read_text())["threads"] == 3
+
+
+def break_off(toy: Toy, name: str) -> None:
+    """Leave a stage unfinished."""
+    chain.enter(toy, RunFolder(toy.output), name)
+    (toy.output / name / "half").touch()
+
+
+def test_an_attempt_that_came_to_nothing_needs_no_redo(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        run(recipe(tmp_path, b={"text": "break"}))
+    (tmp_path / "run/b/half").touch()
+    assert run(recipe(tmp_path, b={"text": "9"}))[:3] == [
+        "a: done already",
+        "b: an unfinished attempt with another recipe lay there; begun anew",
+        "b: running",
+    ]
+    assert status(tmp_path, "b").outputs == ["out.txt", "runs"]
+    assert (tmp_path / "run/c/out.txt").read_text() == "391"
+
+
+def test_an_attempt_with_the_same_recipe_goes_on(tmp_path: Path) -> None:
+    break_off(recipe(tmp_path), "a")
+    run(recipe(tmp_path), "a")
+    assert status(tmp_path, "a").outputs == ["half", "out.txt", "runs"]
+
+
+def test_what_is_worth_keeping_of_an_attempt_is_not_discarded_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Write, "KEPT", frozenset({"states/step-*"}))
+    break_off(recipe(tmp_path), "a")
+    changed = recipe(tmp_path, a={"text": "9"})
+    (tmp_path / "run/a/states/step-3").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r'(?s)text: "1" -> "9".*--redo a'):
+        run(changed)
+    (tmp_path / "run/a/states/step-3").rmdir()
+    run(changed)
+    assert status(tmp_path, "a").config["text"] == "9"
+
+
+def test_what_a_queue_may_be_working_on_is_not_discarded_unasked(tmp_path: Path) -> None:
+    break_off(recipe(tmp_path), "a")
+    folder = RunFolder(tmp_path / "run")
+    folder.write_status("a", status(tmp_path, "a").model_copy(update={"submitted": True}))
+    with pytest.raises(CheckpointError, match="--redo a"):
+        run(recipe(tmp_path, a={"text": "9"}))
+
+
+def test_another_kind_of_stage_is_not_discarded_unasked(tmp_path: Path) -> None:
+    break_off(recipe(tmp_path), "a")
+    with pytest.raises(CheckpointError, match='kind: "write" -> "spread"'):
+        run(Toy(name="toy", output=tmp_path / "run", seed=1, stages={"a": {"kind": "spread"}}))  # type: ignore[dict-item]
+
+
+def test_a_change_is_told_where_it_is() -> None:
+    before = {"filters": [{"name": "length", "min": 9}], "split": None, "at": [1, 2], "same": [0]}
+    after = {"filters": [], "split": {"held_out": 0.1}, "at": [1, 3, 4], "same": [0], "new": "x"}
+    assert list(chain._differences({"corpus": before}, {"corpus": after})) == [
+        'corpus.filters: [{"name": "length", "min": 9}] -> []',
+        'corpus.split: null -> {"held_out": 0.1}',
+        "corpus.at.1: 2 -> 3",
+        "corpus.at.2: absent -> 4",
+        'corpus.new: absent -> "x"',
+    ]
+    assert list(chain._differences({"text": "a" * 999}, {"text": 1})) == [
+        f'text: "{"a" * 199}... -> 1'
+    ]

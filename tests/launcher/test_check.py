@@ -114,10 +114,11 @@ def remove_a_shard(folder: Path) -> None:
 
 
 def another_key(folder: Path) -> None:
-    """As if the stage had run with one step more."""
+    """As if the stage had run with one step more, up to a checkpoint."""
     enter(
         load_recipe(folder / "r.yaml", ["stages.base.steps=5"]), RunFolder(folder / "run"), "base"
     )
+    save_checkpoint(folder / "run/base/checkpoints", fingerprint="of that recipe")
 
 
 def foreign_checkpoint(folder: Path) -> None:
@@ -231,6 +232,8 @@ def test_logging_and_checkpointing_may_change_on_the_way_and_the_steps_may_not(s
         return survey(recipe, RunFolder(small / "run"))["base"].state
 
     enter(load_recipe(small / "r.yaml"), RunFolder(small / "run"), "base")
+    assert standing("stages.base.steps=5") == "open"
+    save_checkpoint(small / "run/base/checkpoints", fingerprint="of this recipe")
     free = ("log_every=3", "checkpoint.keep=5", "checkpoint.every=1", "data.verify=digests")
     assert standing(*(f"stages.base.{setting}" for setting in free)) == "unfinished"
     assert standing("stages.prepare.processes=2") == "unfinished"

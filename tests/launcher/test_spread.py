@@ -139,3 +139,15 @@ def test_what_a_done_stage_was_made_from_is_watched(
         recipe, Request(redo=frozenset({"p"})), Placement(), print, lambda names, world: None
     )
     again.run()
+
+
+def test_a_host_waits_until_another_recipes_attempt_is_gone(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    chain.enter(toy(tmp_path, p={"kind": "spread", "fails_on": 1}), run, "p")
+    (run.stage("p") / "host-0.json").touch()
+    recipe = toy(tmp_path, p={"kind": "spread"})
+    with pytest.raises(DataError, match="another recipe's attempt lies there"):
+        chain.join(recipe, run, "p", Share(1, 2), seconds=0.1)
+    assert chain.join(recipe, run, "p", Share(0, 2)) is not None
+    assert not (run.stage("p") / "host-0.json").exists()
+    assert chain.join(recipe, run, "p", Share(1, 2)) is not None

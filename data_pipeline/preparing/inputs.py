@@ -1,17 +1,22 @@
 """The files that a prepare stage reads: which they are, what is in them, if they changed."""
 
 import hashlib
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import DataError
+from configs.hub import is_hub_name
 from configs.stage import StageContext
+from data_pipeline.persistence import DEADLINE_VARIABLE
 from data_pipeline.preparing.board import Facts, Outcome
 from data_pipeline.preparing.values import to_json
+from data_pipeline.sources.datasets_library import DatasetsSource
 from data_pipeline.sources.file_source import FileSource, joined
 from data_pipeline.sources.files import SourceFile
 from data_pipeline.sources.source import DocumentSource, Locate, Part
@@ -19,9 +24,13 @@ from data_pipeline.sources.source import DocumentSource, Locate, Part
 if TYPE_CHECKING:
     from data_pipeline.prepare import PrepareStage
 
+QUICK = "20"
+"""Seconds, for remote files that are only compared."""
 TASK_BYTES = 1 << 30
 TASK_FILES = 256
 """A task takes files until it has so many bytes, or so many files."""
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +60,38 @@ def guard_place(corpus: str) -> str:
 
 def list_inputs(stage: "PrepareStage", locate: Locate) -> list[Input]:
     """All files of a stage; DataError when some are not there."""
-    found = [
-        Input(f"tokenizer.{at}", _plain(locate(location)))
-        for at, location in enumerate(stage.tokenizer.locations)
-    ]
+    return [Input(at.name, tuple(at.files(locate)), at.source) for at in _places(stage)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One place of the config, before its files are looked for."""
+
+    name: str
+    files: Callable[[Locate], Sequence[SourceFile]]
+    source: DocumentSource | None = None
+
+    @property
+    def is_on_hub(self) -> bool:
+        """What was read of the hub is a commit, which does not change."""
+        return isinstance(self.source, DatasetsSource) and is_hub_name(self.source.path)
+
+
+def _places(stage: "PrepareStage") -> Iterator[_Place]:
+    for at, location in enumerate(stage.tokenizer.locations):
+        yield _Place(f"tokenizer.{at}", partial(_plain, location))
     for name, corpus in stage.corpora.items():
         for number, source in enumerate(corpus.sources):
-            found.append(Input(source_place(name, number), tuple(source.files(locate)), source))
+            yield _Place(source_place(name, number), source.files, source)
         guarded = corpus.decontaminate.sources() if corpus.decontaminate else ()
-        for number, source in enumerate(guarded):
-            place = f"{guard_place(name)}{number}"
-            found.append(Input(place, tuple(source.files(locate))))
-        locations = corpus.split.locations if corpus.split else ()
-        found += [Input(f"corpora.{name}.split", _plain(locate(at))) for at in locations]
-    return found
+        for number, against in enumerate(guarded):
+            yield _Place(f"{guard_place(name)}{number}", against.files)
+        for location in corpus.split.locations if corpus.split else ():
+            yield _Place(f"corpora.{name}.split", partial(_plain, location))
 
 
-def _plain(path: Path) -> tuple[SourceFile, ...]:
+def _plain(location: str, locate: Locate) -> tuple[SourceFile, ...]:
+    path = locate(location)
     if path.is_file():
         return (SourceFile(path, path.name),)
     return tuple(
@@ -177,27 +201,52 @@ def change(
 ) -> str | None:
     """What differs between the files now and what is known of them; None when nothing does.
 
-    Inputs that are gone as a whole are no change: a finished stage needs them no more. Reads only
-    those whose stamp differs.
+    Reads only those whose stamp differs. What cannot be looked at any more is no change, but is
+    told: a finished stage needs it no more.
     """
-    try:
-        inputs = list_inputs(stage, locate)
-    except DataError:
-        return None
-    now = {found.place: found.files for found in inputs}
-    for place in dict.fromkeys([*known, *now]):
-        before = [facts["name"] for facts in known.get(place, ())]
-        names = [file.name for file in now.get(place, ())]
-        if before != names:
-            gone, new = sorted(set(before) - set(names)), sorted(set(names) - set(before))
-            return f"{place}: " + (f"{gone[0]} is gone" if gone else f"{new[0]} is new")
-    pairs = [pair for place, files in now.items() for pair in zip(files, known[place], strict=True)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda pair: stamped(pair[0], pair[1]), pairs)
-        for (file, before_), after in zip(pairs, found, strict=True):
-            if after["digest"] != before_["digest"]:
-                return f"{file}: its content has changed"
+    pairs: list[tuple[SourceFile, Facts]] = []
+    with _quickly():
+        for at in _places(stage):
+            if at.is_on_hub:
+                continue
+            try:
+                files = at.files(locate)
+            except DataError as error:
+                _logger.warning("%s cannot be compared with what was made: %s", at.name, error)
+                continue
+            if other := _other_names(known.get(at.name, ()), files):
+                return f"{at.name}: {other}"
+            pairs += zip(files, known[at.name], strict=True)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = pool.map(lambda pair: stamped(*pair), pairs)
+            for (file, before), after in zip(pairs, found, strict=True):
+                if after["digest"] != before["digest"]:
+                    return f"{file}: its content has changed"
     return None
+
+
+def _other_names(known: Sequence[Facts], files: Sequence[SourceFile]) -> str | None:
+    before, now = [facts["name"] for facts in known], [file.name for file in files]
+    if before == now:
+        return None
+    gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
+    if gone:
+        return f"{gone[0]} is gone"
+    return f"{new[0]} is new" if new else "its files have another order"
+
+
+@contextmanager
+def _quickly() -> Iterator[None]:
+    """Remote stores are not waited for as long as they are while they are read."""
+    before = os.environ.get(DEADLINE_VARIABLE)
+    os.environ[DEADLINE_VARIABLE] = QUICK
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[DEADLINE_VARIABLE]
+        else:
+            os.environ[DEADLINE_VARIABLE] = before
 
 
 def files_by_place(

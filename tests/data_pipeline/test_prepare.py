@@ -181,7 +181,7 @@ def test_the_number_of_processes_changes_nothing(files, tmp_path, monkeypatch):
 def test_a_finished_stage_is_not_made_again(files, tmp_path, monkeypatch):
     stage, folder = recipe(files), tmp_path / "run"
     fingerprint = stage.run(context(folder))
-    monkeypatch.setattr(job, "Job", None)
+    monkeypatch.setattr(job, "perform", None)
     assert stage.run(context(folder)) == fingerprint
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def test_any_number_of_participants_makes_the_same(files, tmp_path, whole, count
 SMALL = """
 import os, random, signal, sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from configs.stage import Share
 from data_pipeline import spool
@@ -194,6 +196,7 @@ def test_what_was_left_out_is_listed(files, tmp_path, monkeypatch):
 
 LIMITED = """
 import resource, sys
+from importlib.util import find_spec
 from pathlib import Path
 from configs.errors import ResourceError
 from tests.data_pipeline import test_prepare as t
@@ -256,3 +259,58 @@ def test_a_new_and_a_lost_file_of_a_folder_are_noticed(files, tmp_path):
     (files / "many" / "c.jsonl").unlink()
     (files / "many" / "a.jsonl").unlink()
     assert stage.outdated(context(folder)) == "corpora.task.sources.0: a.jsonl is gone"
+
+
+def task_corpus(files, texts, **settings):
+    """The recipe with other texts for ``task``, and settings of that corpus."""
+    (files / "task.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    corpora = recipe(files).model_dump()["corpora"]
+    sources = [corpora["task"]["sources"][0] | settings.pop("source", {})]
+    corpora["task"] |= {"sources": sources} | settings
+    return recipe(files, corpora=corpora)
+
+
+@pytest.mark.skipif(find_spec("rensa") is None, reason="the extra 'cleaning'")
+def test_near_duplicates_are_left_out_and_listed(files, tmp_path):
+    letters = "abcdefghijklmnopqrstuvw"
+    long = " ".join(f"{a}{b}" for a in letters for b in "aeiou")
+    texts = [long, "short", f"{long} and more", long, "other"]
+    folder = tmp_path / "run"
+    task_corpus(files, texts, near_duplicates={"threshold": 0.7}).run(context(folder))
+    data = ShardedDataset.open(folder / "corpora/task/train")
+    provenance = data.manifest.provenance
+    assert len(data) == 3
+    assert provenance["removed"] == {
+        "exact_duplicates": {"equal": 1},
+        "near_duplicates": {"near": 1},
+    }
+    assert provenance["near_duplicates"]["threshold"] == 0.7
+    with gzip.open(folder / "removed.jsonl.gz", "rt") as stream:
+        lines = [json.loads(line) for line in stream]
+    near = [line for line in lines if line["step"] == "near_duplicates"]
+    assert [(r["corpus"], r["id"], r["detail"]) for r in near] == [
+        ("task", "task.jsonl:3", "task.jsonl:1")
+    ]
+
+
+def test_a_strict_guard_refuses_before_anything_is_tokenised(files, tmp_path, monkeypatch):
+    write_rows(files / "test.jsonl", [{"text": "a row of the test"}])
+    against = {"against": [str(files / "test.jsonl")], "strict": True}
+    texts = ["fine", "A row, of the test.", "fine too"]
+    monkeypatch.setattr("data_pipeline.preparing.chunks.encode_block", None)
+    with pytest.raises(DataError, match=r"corpus task: .*task\.jsonl:2 .*test\.jsonl"):
+        task_corpus(files, texts, decontaminate=against).run(context(tmp_path / "run"))
+    assert made(tmp_path / "run") == {}
+
+
+@pytest.mark.parametrize("share", [0.2, 0.3])
+def test_a_share_may_be_rejected(files, tmp_path, share):
+    stage = task_corpus(files, ["one", "two", "three"], source={"max_rejected": share})
+    with (files / "task.jsonl").open("a") as stream:
+        stream.write('{"txt": 1}\n')
+    if share < 0.25:
+        with pytest.raises(DataError, match=r"last of 1 rejected among 4; max_rejected is 0\.2"):
+            stage.run(context(tmp_path / "run"))
+    else:
+        stage.run(context(tmp_path / "run"))
+        assert (tmp_path / "run" / "rejected.jsonl").read_text().count("\n") == 1

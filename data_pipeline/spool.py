@@ -1,7 +1,8 @@
 """Texts on disk between cleaning and tokenising, in blocks that one process reads at a time."""
 
+import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,22 @@ class Block:
             for _ in range(self.texts):
                 (length,) = LENGTH.unpack(stream.read(LENGTH.size))
                 yield stream.read(length).decode()
+
+    def heads(self, places: Iterable[int], characters: int) -> Iterator[str]:
+        """So many first characters of some of its texts; ``places`` ascend, and count from 0."""
+        with self.path.open("rb", buffering=BLOCK_BYTES) as stream:
+            stream.seek(self.start)
+            at = 0
+            for place in places:
+                for _ in range(place - at):
+                    (length,) = LENGTH.unpack(stream.read(LENGTH.size))
+                    stream.seek(length, os.SEEK_CUR)
+                (length,) = LENGTH.unpack(stream.read(LENGTH.size))
+                # A character takes at most four bytes; the last one may be cut.
+                head = stream.read(min(length, 4 * characters))
+                stream.seek(length - len(head), os.SEEK_CUR)
+                at = place + 1
+                yield head.decode(errors="ignore")[:characters]
 
 
 class Spool:

@@ -28,7 +28,7 @@ from data_pipeline.preparing.cleaned import (
     removed_file,
     spool_file,
 )
-from data_pipeline.preparing.duplicates import Names, Verdict, exact_verdicts, near_verdicts
+from data_pipeline.preparing.duplicates import Documents, Verdict, exact_verdicts, near_verdicts
 from data_pipeline.sources import Rejected
 from data_pipeline.spool import Block
 from data_pipeline.whole_file import opened_whole
@@ -74,15 +74,18 @@ class Decide:
         self.plans.mkdir(parents=True, exist_ok=True)
         texts = {n: {s: read_side(c.stems, s) for s in SIDES} for n, c in self.corpora.items()}
         verdicts = self._verdicts(texts)
-        removed = self._gather_logs(verdicts)
+        removed = self._gather_logs(texts, verdicts)
         facts: Facts = {}
         files: list[Path] = []
         for name, corpus in self.corpora.items():
-            facts[name] = {}
+            facts[name] = {
+                side: _described(corpus, side, verdicts[name][side].kept, removed[name][side])
+                for side in corpus.config.sides
+            }
+            _refuse_empty(name, corpus.config, facts[name], self.folder / state.REMOVED)
             for side in corpus.config.sides:
                 kept = verdicts[name][side].kept
                 files += write_plan(self.plans, name, side, texts[name][side], kept)
-                facts[name][side] = _described(corpus, side, kept, removed[name].get(side, {}))
         told = {"texts stay": sum(s["kept"] for c in facts.values() for s in c.values())}
         return Outcome({"sides": facts, "told": told}, tuple(files))
 
@@ -94,11 +97,12 @@ class Decide:
             near = corpus.config.near_duplicates
             if near is not None:
                 verdicts[name] = near_verdicts(verdicts[name], near, corpus.stems)
-            _refuse_empty(name, corpus, verdicts[name])
         return verdicts
 
     def _gather_logs(
-        self, verdicts: Mapping[str, Mapping[Side, Verdict]]
+        self,
+        texts: Mapping[str, Mapping[Side, SideTexts]],
+        verdicts: Mapping[str, Mapping[Side, Verdict]],
     ) -> dict[str, dict[Side, Counts]]:
         """Write down what was no document and what was left out; counts of the latter."""
         stems = {name: corpus.stems for name, corpus in self.corpora.items()}
@@ -107,7 +111,7 @@ class Decide:
             for path in rejected:
                 with path.open("rb") as lines:
                     log.add(lines)
-        names = Names(stems)
+        documents = Documents(stems, texts)
         counts: dict[str, dict[Side, Counts]] = {}
         with _Log(self.folder / state.REMOVED) as log:
             for name, corpus in self.corpora.items():
@@ -116,7 +120,7 @@ class Decide:
                         log.add(_of_corpus(name, lines))
                 counts[name] = {}
                 for side in corpus.config.sides:
-                    found = names.removals(name, side, verdicts[name][side])
+                    found = documents.removals(name, side, verdicts[name][side])
                     own: Counts = {}
                     counts[name][side] = own
                     log.add(_of_corpus(name, _counted(found, own)))
@@ -192,26 +196,45 @@ def refuse_rejected(config: CorpusConfig, sources: Sequence[int], facts: Sequenc
         config.sources[source].bear(rejected[source], item, read[source])
 
 
-def _refuse_empty(name: str, corpus: Cleaned, verdicts: Mapping[Side, Verdict]) -> None:
-    """DataError when a side that it should have holds no text."""
-    read = sum(facts["documents"] for facts in corpus.facts)
-    for side in corpus.config.sides:
-        if verdicts[side].kept.any():
-            continue
-        if read == 0:
-            why = "its sources hold no document"
-        elif side == "held_out":
-            why = f"of its {read} documents not one is held out; {_remedy(corpus.config)}"
-        else:
-            why = f"of its {read} documents none is left: empty, twice, left out or held out"
-        msg = f"corpus {name}: {why}"
+def _refuse_empty(
+    name: str, config: CorpusConfig, described: Mapping[Side, Mapping[str, Any]], log: Path
+) -> None:
+    """DataError when a side that it should have holds no text: what became of them all."""
+    empty = [side for side in config.sides if not described[side]["kept"]]
+    if not empty:
+        return
+    counts = described["train"]["counts"]
+    read = counts["documents_read"]
+    if not read:
+        msg = f"corpus {name}: its sources hold no document"
         raise DataError(msg)
+    lines = [
+        f"corpus {name}: nothing is left for {empty[0]}: {_cause(config, empty[0], described)}",
+        f"    documents read: {read:,}, empty ones among them: {counts['empty']:,}",
+    ]
+    for side in config.sides:
+        steps = _removed_by_step(described[side])
+        left_out = ", ".join(f"{step} {n:,}" for step, n in steps.items()) or "none"
+        kept = described[side]["kept"]
+        came = kept + sum(steps.values())
+        lines.append(f"    {side}: {came:,}; left out: {left_out}; left: {kept:,}")
+    if log.exists():
+        lines.append(f"{log} names each that was left out, with the reason.")
+    raise DataError("\n".join(lines))
 
 
-def _remedy(config: CorpusConfig) -> str:
-    if config.split is not None and config.split.groups is not None:
+def _cause(config: CorpusConfig, side: Side, described: Mapping[Side, Mapping[str, Any]]) -> str:
+    if _removed_by_step(described[side]):
+        return "all documents of this side were left out"
+    if side == "train" or config.split is None:
+        return "all documents are empty or held out"
+    if config.split.groups is not None:
         return f"not one of the groups in {config.split.groups} occurs in its sources"
     return "its groups are too few for the share of split.held_out: raise it"
+
+
+def _removed_by_step(described: Mapping[str, Any]) -> dict[str, int]:
+    return {step: sum(reasons.values()) for step, reasons in described["removed"].items()}
 
 
 def _described(

@@ -17,7 +17,9 @@ from data_pipeline.cleaning import (
     read_names,
     read_signatures,
 )
-from data_pipeline.preparing.cleaned import SideTexts, names_file, signatures_file
+from data_pipeline.cleaning.removal import HEAD
+from data_pipeline.preparing.cleaned import SideTexts, names_file, signatures_file, spool_file
+from data_pipeline.spool import Block
 
 Step = Literal["exact_duplicates", "near_duplicates"]
 
@@ -102,14 +104,16 @@ def near_verdicts(
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
-    """The ids of the documents of all corpora, read from their files.
+class Documents:
+    """The ids of the documents of all corpora and how each begins, read from their files.
 
     Attributes:
         stems: of the parts of each corpus, by its name.
+        texts: where its texts lie, by name and side.
     """
 
     stems: Mapping[str, Sequence[Path]]
+    texts: Mapping[str, Mapping[Side, SideTexts]]
 
     def of(self, corpus: str, side: Side) -> Iterator[str]:
         """Of one side, in order."""
@@ -120,6 +124,21 @@ class Names:
         """Of all held-out sides, in order."""
         for corpus in self.stems:
             yield from self.of(corpus, "held_out")
+
+    def heads(
+        self, corpus: str, side: Side, wanted: NDArray[np.int64]
+    ) -> Iterator[tuple[int, str]]:
+        """Place and beginning of some texts of one side; ``wanted`` ascends."""
+        rows = self.texts[corpus][side].blocks
+        owners = np.searchsorted(rows[:, 3], wanted, side="right") - 1
+        for places in np.split(wanted, np.flatnonzero(np.diff(owners)) + 1):
+            if len(places):
+                row = np.searchsorted(rows[:, 3], places[0], side="right") - 1
+                part, start, texts, first, _ = rows[row].tolist()
+                block = Block(spool_file(self.stems[corpus][part], side), start, texts)
+                yield from zip(
+                    places.tolist(), block.heads((places - first).tolist(), HEAD), strict=True
+                )
 
     def removals(self, corpus: str, side: Side, verdict: Verdict) -> Iterator[Removal]:
         """A line for each text that a verdict takes out; memory grows with their number."""
@@ -133,14 +152,18 @@ class Names:
             np.concatenate((gone, near, (equals - verdict.held_out)[among_own])),
         )
         other = _picked(self.held_out(), equals[~among_own])
-        for text, first in zip(gone.tolist(), equals.tolist(), strict=True):
+        for (text, head), first in zip(
+            self.heads(corpus, side, gone), equals.tolist(), strict=True
+        ):
             by_own = first >= verdict.held_out
             said = own[first - verdict.held_out] if by_own else other[first]
             reason = "equal" if by_own else "held_out"
-            yield Removal(own[text], side, "exact_duplicates", reason, said)
+            yield Removal(own[text], side, "exact_duplicates", reason, said, head)
         both = _picked((n for s in SIDES for n in self.of(corpus, s)), verdict.near[near])
-        for text, first in zip(near.tolist(), verdict.near[near].tolist(), strict=True):
-            yield Removal(own[text], side, "near_duplicates", "near", both[first])
+        for (text, head), first in zip(
+            self.heads(corpus, side, near), verdict.near[near].tolist(), strict=True
+        ):
+            yield Removal(own[text], side, "near_duplicates", "near", both[first], head)
 
 
 def _picked(names: Iterator[str], wanted: NDArray[np.int64]) -> dict[int, str]:

@@ -2,8 +2,9 @@
 
 import glob
 import hashlib
+import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
@@ -71,6 +72,8 @@ class SourceFile:
 def files_at(location: str, locate: "Locate", suffixes: Sequence[str]) -> list[SourceFile]:
     """The file a location names, or all in the folder or glob that end in a suffix, by name.
 
+    Links to folders are followed.
+
     Args:
         location: path, folder or glob (``*``, ``?``, ``[...]``, ``**`` for any depth), also with
             ``stage:NAME`` before it, or a URL of any of these.
@@ -78,7 +81,8 @@ def files_at(location: str, locate: "Locate", suffixes: Sequence[str]) -> list[S
         suffixes: the ends of names that are taken.
 
     Raises:
-        DataError: nothing is there, or nothing that ends so.
+        DataError: nothing is there, or nothing that ends so; a folder cannot be looked into, a link
+            leads nowhere, or a name is not UTF-8.
     """
     if storage.is_url(location):
         return _remote(location, tuple(suffixes))
@@ -87,13 +91,13 @@ def files_at(location: str, locate: "Locate", suffixes: Sequence[str]) -> list[S
         return _below(folder, tuple(suffixes))
     # Like a shell, unlike Path.glob: `*` matches no hidden file, a last `**` also files.
     names = sorted(glob.glob(pattern, root_dir=folder, recursive=True))  # noqa: PTH207
-    found = [name for name in names if (folder / name).is_file()]
+    found = [name for name in names if _is_file(folder / name)]
     taken = [name for name in found if name.endswith(tuple(suffixes))]
     if not taken:
         but = f"; {len(found)} others match" if found else ""
         msg = f"{location}: no file ending in {', '.join(suffixes)} matches{but}"
         raise DataError(msg)
-    return [SourceFile(folder / name, PurePosixPath(name).as_posix()) for name in taken]
+    return [_local(folder / name, PurePosixPath(name).as_posix()) for name in taken]
 
 
 def _split_glob(location: str, locate: "Locate") -> tuple[Path, str | None]:
@@ -111,17 +115,61 @@ def _split_glob(location: str, locate: "Locate") -> tuple[Path, str | None]:
 def _below(path: Path, suffixes: tuple[str, ...]) -> list[SourceFile]:
     if path.is_file():
         if path.name.endswith(suffixes):
-            return [SourceFile(path, path.name)]
+            return [_local(path, path.name)]
         msg = f"{path}: expected a file ending in {', '.join(suffixes)}"
         raise DataError(msg)
     if not path.exists():
         msg = f"{path}: nothing is there"
         raise DataError(msg)
-    found = sorted(p for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file())
+    named = (p for p in _every_file(path) if p.name.endswith(suffixes))
+    found = sorted(p for p in named if _is_file(p))
     if not found:
         msg = f"{path}: no file ending in {', '.join(suffixes)} below it"
         raise DataError(msg)
-    return [SourceFile(p, p.relative_to(path).as_posix()) for p in found]
+    return [_local(p, p.relative_to(path).as_posix()) for p in found]
+
+
+def _every_file(top: Path) -> Iterator[Path]:
+    """What lies below a folder, through links too; no folder is looked into twice."""
+    own = top.resolve()
+    seen = {own}
+
+    def is_new(folder: Path) -> bool:
+        real = folder.resolve()
+        # What a link within the folder leads to is found there under its own name.
+        if real in seen or (folder.is_symlink() and real.is_relative_to(own)):
+            return False
+        seen.add(real)
+        return True
+
+    for at, folders, names in os.walk(top, onerror=_refuse_folder, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if is_new(Path(at, name))]
+        yield from (Path(at, name) for name in names)
+
+
+def _refuse_folder(error: OSError) -> None:
+    msg = f"{error.filename}: cannot be looked into ({error.strerror})"
+    raise DataError(msg)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is one; DataError for a link to nothing, whose text would be missed silently."""
+    if path.is_symlink() and not path.exists():
+        msg = f"{path}: a link that leads nowhere; mend it, or take it away"
+        raise DataError(msg)
+    return path.is_file()
+
+
+def _local(path: Path, name: str) -> SourceFile:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        msg = (
+            f"{shown}: the name of a file must be UTF-8, since documents are named by it; rename it"
+        )
+        raise DataError(msg) from None
+    return SourceFile(path, name)
 
 
 def _remote(url: str, suffixes: tuple[str, ...]) -> list[SourceFile]:

@@ -1,6 +1,7 @@
 """What a path may name: a file, a folder, a glob, a URL of any of them."""
 
 import gzip
+import os
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -67,6 +68,50 @@ def test_a_glob_that_matches_nothing_of_use(folder):
         names(folder / "b" / "*.md")
     with pytest.raises(DataError, match="nothing is there"):
         names(folder / "nowhere")
+
+
+def test_links_are_followed_and_each_folder_is_read_once(folder, tmp_path):
+    for name in ("outside/5.jsonl", "outside/deep/6.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(as_jsonl([{"text": path.name}]))
+    before = names(folder)
+    (folder / "x").symlink_to(tmp_path / "outside")
+    (folder / "y").symlink_to(tmp_path / "outside" / "deep")
+    assert names(folder) == [*before, "x/5.jsonl", "y/6.jsonl"]
+    (tmp_path / "outside" / "back").symlink_to(folder)
+    (folder / "b" / "self").symlink_to(folder)
+    (folder / "0-latest").symlink_to(folder / "b")
+    assert names(folder) == [*before, "x/5.jsonl", "y/6.jsonl"]
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "**/*.jsonl"])
+def test_a_link_to_nothing_is_not_passed_over(folder, pattern):
+    (folder / "gone.jsonl").symlink_to(folder / "nowhere.jsonl")
+    with pytest.raises(DataError, match=r"gone\.jsonl: a link that leads nowhere"):
+        names(folder / pattern)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_told(folder, monkeypatch):
+    real = os.scandir
+
+    def closed(path):
+        if str(path).endswith("/c"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DataError, match=r"b/c: cannot be looked into \(Permission denied"):
+        names(folder)
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "*.jsonl"])
+def test_a_name_that_is_not_utf8_is_refused(folder, pattern):
+    """Documents are named by it, and no JSON line, log or digest could hold it."""
+    with open(os.fsencode(folder) + b"/\xd6\xd0.jsonl", "wb") as stream:  # noqa: PTH123
+        stream.write(as_jsonl([{"text": "a"}]))
+    with pytest.raises(DataError, match=r"\\xd6\\xd0\.jsonl: the name of a file must be UTF-8"):
+        names(folder / pattern)
 
 
 def test_many_small_files_are_few_parts(tmp_path):

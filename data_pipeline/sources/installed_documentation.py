@@ -116,7 +116,10 @@ def _roots(package: str) -> list[Path]:
     """The folders of a package, or the one file of a module; it is not imported."""
     if package == STDLIB:
         return [Path(sysconfig.get_path("stdlib"))]
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # a module that runs has none, such as __main__
+        spec = None
     if spec is None:
         msg = (
             f"installed_documentation: package '{package}' is not installed for "

@@ -112,9 +112,11 @@ def test_a_module_of_one_file(tmp_path, monkeypatch):
     assert (found.id, found.group) == ("documented_module", "documented_module.py")
 
 
-def test_a_package_that_is_not_there_is_named():
-    source = InstalledDocumentation(packages=["no_such_package"])
-    with pytest.raises(DataError, match="'no_such_package' is not installed"):
+@pytest.mark.parametrize("name", ["no_such_package", "__main__"])
+def test_a_package_that_is_not_there_is_named(name, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as in `python script.py`
+    source = InstalledDocumentation(packages=[name])
+    with pytest.raises(DataError, match=f"'{name}' is not installed"):
         source.check(Path)
 
 

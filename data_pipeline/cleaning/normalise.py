@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NONCHARACTERS = "".join(f"{chr(end - 1)}{chr(end)}" for end in range(0xFFFF, 0x110000, 0x10000))
-# Control characters but tab and line end, byte order marks within the text, and code points that
+# Control characters but tab and line ends, byte order marks within the text, and code points that
 # Unicode keeps out of texts.
-_DROPPED_SET = f"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufdd0-\ufdef{_NONCHARACTERS}"
+_DROPPED_SET = f"\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufdd0-\ufdef{_NONCHARACTERS}"
 _DROPPED = re.compile(f"[{_DROPPED_SET}]")
-_LINE_END = re.compile("\r\n|[\r\x85\u2028\u2029]")
+# Form feeds and vertical tabs end lines, too (Unicode 5.8): dropped, they would glue words.
+_LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_UNUSUAL = re.compile(f"[{_DROPPED_SET}\r\x85\u2028\u2029\ud800-\udfff]")
+_UNUSUAL = re.compile(f"[{_DROPPED_SET}\r\x0b\x0c\x85\u2028\u2029\ud800-\udfff]")
 _UNUSUAL_ASCII = bytes(code for code in range(0x80) if _UNUSUAL.match(chr(code)))
 _BLANK_LINES = re.compile(r"\n{3,}")
 

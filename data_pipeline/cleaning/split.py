@@ -65,7 +65,10 @@ class Splitter:
 def _read_groups(path: Path) -> frozenset[str]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror}); expected a file of names of groups"
+        raise DataError(msg) from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         msg = f"{path}: not JSON ({error}); expected {{'held_out': [names of groups]}}"
         raise DataError(msg) from None
     names = values.get("held_out") if isinstance(values, dict) else None

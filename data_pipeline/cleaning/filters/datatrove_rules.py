@@ -1,7 +1,9 @@
 """How datatrove's rules are asked about one text: without its pipelines, and without its models."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from pydantic import Field
 
 from configs.errors import RecipeError
 from data_pipeline.cleaning.filters.filter import Judge, Refusal
@@ -10,6 +12,9 @@ from data_pipeline.cleaning.packages import require
 if TYPE_CHECKING:
     from datatrove.data import Document
 
+# For rules that datatrove skips where the limit is 0: nobody means that by it.
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 # Languages whose words need a dictionary that is not at hand.
 UNSPACED = frozenset({"bo", "dz", "ja", "km", "lo", "my", "th"})
 

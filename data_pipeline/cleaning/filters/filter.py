@@ -47,7 +47,7 @@ class Filter(Config, ABC):
         """For one process.
 
         Args:
-            notes: takes counts of what was changed within texts that stay.
+            notes: takes counts of what is changed within each text.
         """
 
 
@@ -57,19 +57,25 @@ class Filters:
 
     Attributes:
         filters: their configs.
-        notes: counts of what was changed within texts, by the filter's name.
+        notes: counts of what was changed within texts that pass all filters, by the filter's name.
     """
 
     filters: tuple[Filter, ...]
     notes: dict[str, Counter[str]] = field(init=False)
+    _of_this: dict[str, Counter[str]] = field(init=False)
     _judges: list[tuple[str, Judge]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.notes = {each.title: Counter() for each in self.filters}
-        self._judges = [(each.title, each.build(self.notes[each.title])) for each in self.filters]
+        self._of_this = {each.title: Counter() for each in self.filters}
+        self._judges = [
+            (each.title, each.build(self._of_this[each.title])) for each in self.filters
+        ]
 
     def judge(self, text: str) -> tuple[str, Refusal] | str:
         """The text that stays, or the name of the first filter that refuses it and why."""
+        for noted in self._of_this.values():
+            noted.clear()
         for title, judge in self._judges:
             judged = judge(text)
             if isinstance(judged, Refusal):
@@ -79,4 +85,6 @@ class Filters:
                 text = normalise(judged)
                 if not text:
                     return title, Refusal("nothing_left")
+        for title, noted in self._of_this.items():
+            self.notes[title].update(noted)
         return text

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from data_pipeline.cleaning.filters.datatrove_rules import check_rules, judge_by
+from data_pipeline.cleaning.filters.datatrove_rules import Share, check_rules, judge_by
 from data_pipeline.cleaning.filters.filter import Filter, Judge
 
 # FineWeb 2's thresholds for cmn_Hani (Penedo et al. 2025); it leaves short lines alone.
@@ -26,12 +26,12 @@ class FineWebQuality(Filter):
 
     name: Literal["fineweb_quality"] = "fineweb_quality"
     language: str = Field(default="en", pattern=r"^[a-z]{2,3}$")
-    line_punct_thr: float = 0.12
+    line_punct_thr: Share = 0.12
     line_punct_exclude_zero: bool = False
-    short_line_thr: float = 0.67
-    short_line_length: int = 30
-    char_duplicates_ratio: float = 0.01
-    new_line_ratio: float = 0.3
+    short_line_thr: Share = 0.67
+    short_line_length: int = Field(default=30, ge=0)
+    char_duplicates_ratio: Share = 0.01
+    new_line_ratio: float = Field(default=0.3, ge=0)
 
     @model_validator(mode="before")
     @classmethod

@@ -1,12 +1,18 @@
 """Gopher's quality rules (Rae et al. 2021, appendix A.1), by datatrove."""
 
 from collections import Counter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from data_pipeline.cleaning.filters.datatrove_rules import check_rules, judge_by
+from data_pipeline.cleaning.filters.datatrove_rules import (
+    PositiveShare,
+    check_rules,
+    judge_by,
+)
 from data_pipeline.cleaning.filters.filter import Filter, Judge
+
+Positive = Annotated[float, Field(gt=0)]
 
 # FineWeb 2's thresholds for cmn_Hani (Penedo et al. 2025), which come from the statistics of
 # Chinese text.
@@ -32,14 +38,14 @@ class GopherQuality(Filter):
     name: Literal["gopher_quality"] = "gopher_quality"
     language: str = Field(default="en", pattern=r"^[a-z]{2,3}$")
     min_doc_words: int = Field(default=50, ge=1)
-    max_doc_words: int | None = 100_000
-    min_avg_word_length: float | None = 3
-    max_avg_word_length: float | None = 10
-    max_symbol_word_ratio: float | None = 0.1
-    max_bullet_lines_ratio: float | None = 0.9
-    max_ellipsis_lines_ratio: float | None = 0.3
-    max_non_alpha_words_ratio: float | None = 0.8
-    min_stop_words: int | None = 2
+    max_doc_words: Annotated[int, Field(ge=1)] | None = 100_000
+    min_avg_word_length: Positive | None = 3
+    max_avg_word_length: Positive | None = 10
+    max_symbol_word_ratio: Positive | None = 0.1
+    max_bullet_lines_ratio: PositiveShare | None = 0.9
+    max_ellipsis_lines_ratio: PositiveShare | None = 0.3
+    max_non_alpha_words_ratio: PositiveShare | None = 0.8
+    min_stop_words: Annotated[int, Field(ge=1)] | None = 2
     stop_words: tuple[str, ...] = _ENGLISH_STOP_WORDS
 
     @model_validator(mode="before")

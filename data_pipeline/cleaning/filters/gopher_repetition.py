@@ -1,12 +1,19 @@
 """Gopher's repetition rules (Rae et al. 2021, table A1), by datatrove."""
 
 from collections import Counter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from data_pipeline.cleaning.filters.datatrove_rules import check_rules, judge_by
+from data_pipeline.cleaning.filters.datatrove_rules import (
+    PositiveShare,
+    Share,
+    check_rules,
+    judge_by,
+)
 from data_pipeline.cleaning.filters.filter import Filter, Judge
+
+NgramShare = tuple[Annotated[int, Field(ge=1, le=64)], Share]
 
 # FineWeb 2's thresholds for cmn_Hani (Penedo et al. 2025), without the rules it leaves out.
 CHINESE = {
@@ -32,12 +39,12 @@ class GopherRepetition(Filter):
 
     name: Literal["gopher_repetition"] = "gopher_repetition"
     language: str = Field(default="en", pattern=r"^[a-z]{2,3}$")
-    dup_line_frac: float | None = 0.3
-    dup_para_frac: float | None = 0.3
-    dup_line_char_frac: float | None = 0.2
-    dup_para_char_frac: float | None = 0.2
-    top_n_grams: tuple[tuple[int, float], ...] = ((2, 0.2), (3, 0.18), (4, 0.16))
-    dup_n_grams: tuple[tuple[int, float], ...] = (
+    dup_line_frac: PositiveShare | None = 0.3
+    dup_para_frac: PositiveShare | None = 0.3
+    dup_line_char_frac: PositiveShare | None = 0.2
+    dup_para_char_frac: PositiveShare | None = 0.2
+    top_n_grams: tuple[NgramShare, ...] = ((2, 0.2), (3, 0.18), (4, 0.16))
+    dup_n_grams: tuple[NgramShare, ...] = (
         (5, 0.15),
         (6, 0.14),
         (7, 0.13),

@@ -54,6 +54,8 @@ def test_normalising_is_idempotent_and_gives_what_can_be_written(text):
         ("  indented:\n    stays \t\n", "indented:\n    stays"),
         ("a\n\n\n\n\nb", "a\n\nb"),
         ("a\x00b\x1bc\ufeffd", "abcd"),
+        ("a page\x0cthe next\x0bline", "a page\nthe next\nline"),
+        ("end.\n\x0c\nNext", "end.\n\nNext"),
         ("\ud83d alone", "\ufffd alone"),
         (" \n\t", ""),
         ("tab\there", "tab\there"),
@@ -140,6 +142,11 @@ def test_a_groups_file_of_another_kind_is_named(tmp_path, content):
     path.write_text(content)
     with pytest.raises(DataError, match=r"groups\.json: "):
         Split(groups=str(path)).build(Path, seed=1)
+
+
+def test_a_folder_is_no_file_of_groups(tmp_path):
+    with pytest.raises(DataError, match=r"cannot be read .*expected a file of names"):
+        Split(groups=str(tmp_path)).build(Path, seed=1)
 
 
 @pytest.mark.parametrize("values", [{}, {"held_out": 0.1, "groups": "x"}, {"held_out": 1.0}])

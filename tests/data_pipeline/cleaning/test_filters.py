@@ -119,6 +119,37 @@ def test_c4_takes_lines_out_and_counts_them():
     assert (notes["line-total"], notes["line-kept"]) == (6, 1)
 
 
+@pytest.mark.usefixtures("datatrove")
+def test_what_is_taken_out_of_texts_that_go_is_not_counted():
+    noise = "no mark at the end of this"
+    passing = Filters((C4Quality(), Length(min_words=30)))
+    for short in (f"One sentence that is all.\n{noise}", f"{'A b c. ' * 6}\n{noise}", noise):
+        assert isinstance(passing.judge(short), tuple)
+    assert passing.notes["c4_quality"] == Counter()
+    assert passing.judge(f"{ENGLISH}\n{noise}") == ENGLISH
+    assert passing.notes["c4_quality"]["line-filter-no_terminal_punc"] == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "gopher_quality", "max_symbol_word_ratio": 0},
+        {"name": "gopher_quality", "min_stop_words": 0},
+        {"name": "gopher_quality", "max_bullet_lines_ratio": 1.5},
+        {"name": "gopher_repetition", "dup_line_frac": 0},
+        {"name": "gopher_repetition", "dup_n_grams": [[-1, 0.2]]},
+        {"name": "gopher_repetition", "top_n_grams": [[0, 0.2]]},
+        {"name": "gopher_repetition", "top_n_grams": [[2, 20]]},
+        {"name": "fineweb_quality", "line_punct_thr": -0.1},
+        {"name": "fineweb_quality", "short_line_thr": 67},
+    ],
+)
+def test_limits_that_datatrove_would_skip_or_hang_on_are_refused(values):
+    """It takes 0 for no limit, and never ends on n-grams of no words."""
+    with pytest.raises(ValidationError):
+        read(values)
+
+
 @pytest.mark.parametrize(
     ("config", "text", "reason"),
     [
@@ -272,4 +303,4 @@ def test_filters_run_in_order_and_what_is_left_is_normal():
     assert several.judge("nothing ends here at all") == ("c4_quality", Refusal("nothing_left"))
     assert several.judge("This one too stays here [2].\nnot") == "This one too stays here ."
     assert several.judge("This is short.\nnot this one here")[0] == "length"
-    assert several.notes["c4_quality"]["line-total"] == 5
+    assert several.notes["c4_quality"]["line-total"] == 2  # those of the one text that stays

@@ -87,7 +87,7 @@ class Crew:
             for index in range(self.share.count):
                 self._old_failures[index] = _content(self._failure(index))
             self._pulse = subprocess.Popen(
-                [sys.executable, "-S", heartbeat.__file__, self._sign(self.share.index),
+                [sys.executable, "-I", "-S", heartbeat.__file__, self._sign(self.share.index),
                  str(BEAT_SECONDS)],
                 stdin=subprocess.PIPE,
             )  # fmt: skip
@@ -126,7 +126,7 @@ class Crew:
                 title = phase.title or phase.name
                 say(f"{title}: waiting for {len(missing)} tasks of others ({names})")
             time.sleep(pause)
-            pause = min(2 * pause, 1.0)
+            pause = min(2 * pause, 2.0)
 
     def wait_until_all_have_left(self) -> None:
         """So that what they read can be removed; one that died after its last task has left."""

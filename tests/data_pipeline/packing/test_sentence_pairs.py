@@ -200,6 +200,24 @@ def test_long_sentences_and_short_documents():
     assert (found.lengths[:5] == 10).all()
 
 
+def test_documents_without_text_are_nobodys_second_part():
+    documents = [[], [3, 4], [], [2, 2, 5], [], [6, 1], []]
+    text = text_of([[3, 4], [2, 2, 5], [6, 1]])
+    lengths = np.array([sum(each) for each in documents], np.int32)
+    shape = RowShape(23, 2, 1)
+    plan = NSP.plan(replace(text, lengths=lengths), shape)
+    shard = PackedShard(plan, shape, np.cumsum(lengths, dtype=np.int64) - lengths, lengths)
+    others = set()
+    for epoch in range(20):
+        found = pairs_of(NSP, shard, epoch)
+        false = found.labels == NOT_CONSECUTIVE
+        own, other = (np.searchsorted([0, 7, 16, 23], s, "right") for s in found.starts[false].T)
+        assert (own != other).all()
+        assert (found.lengths[false] > 0).all()
+        others |= set(other.tolist())
+    assert others == {1, 2, 3}
+
+
 def test_what_cannot_be_paired_is_refused():
     with pytest.raises(DataError, match="shard-0: holds 1 document"):
         packed(NSP, [[3, 4, 5]], RowShape(16, 2, 1))

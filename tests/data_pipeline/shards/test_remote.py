@@ -183,6 +183,24 @@ def test_least_recently_used_goes_first_and_pinned_never(web, tmp_path):
     closed(store, two, b)
 
 
+def test_what_was_evicted_while_it_was_opened_is_fetched_again(web, tmp_path, monkeypatch):
+    url, record = records(web)[0]
+    store = ShardCache(tmp_path / "cache", 1 << 20, lambda: False)
+    closed(store, url, record)
+    there = tmp_path / "cache" / "objects" / record.sha256
+    lock = fcntl.flock
+
+    def too_late(file, operation):
+        monkeypatch.setattr(fcntl, "flock", lock)
+        there.unlink()
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", too_late)
+    with store.open(url, record, rehash=False):
+        assert there.exists()  # pinned is what others find there, too
+    assert payloads(web)[Path(url).name] == 2
+
+
 def test_a_file_larger_than_the_room(web, tmp_path):
     cache = CacheConfig(folder=tmp_path / "cache", bytes=10)
     with pytest.raises(ResourceError, match=r"bytes are needed for http.*\.idx, 10 are available"):

@@ -115,6 +115,35 @@ def test_a_schedule_may_grow_behind_what_was_read(values):
     assert saved.order([2000]).sample != grown.order([2000]).sample
 
 
+def test_what_begins_with_the_first_row_that_was_not_read_may_differ(values):
+    values["skip"] = []
+    weights = {"general": 1, "domain": 9}
+    for change in (
+        {"changes": [{"after": 2048, "weights": weights}]},
+        {"skip": [{"start": 2048, "stop": 2050}]},
+    ):
+        one, other = stream_of(values), stream_of(values | change)
+        assert other.resume(one.cursor(2048)) == 2048
+        assert one.resume(other.cursor(2048)) == 2048
+        for saved, present in ((one, other), (other, one)):
+            with pytest.raises(CheckpointError, match="of the rows that were read"):
+                present.resume(saved.cursor(2049))
+
+
+def test_another_block_is_refused(values):
+    stream = stream_of(values)
+    with pytest.raises(CheckpointError, match="block: 64 was saved, 1024 is given"):
+        stream.resume(replace(stream.cursor(0), block=64))
+
+
+def test_the_same_data_in_other_rows_is_refused(values):
+    stream = stream_of(values)
+    saved = stream.cursor(0)
+    fewer = replace(saved, sources=tuple(replace(each, rows=1) for each in saved.sources))
+    with pytest.raises(CheckpointError, match=r"source general: .* with 1 rows was saved"):
+        stream.resume(fewer)
+
+
 def test_a_source_may_get_another_name(values):
     cursor = stream_of(values).cursor(8)
     names = {"general": "old", "domain": "new"}

@@ -90,6 +90,21 @@ def test_the_shards_that_come_next_are_told(counts, width, seed, epoch, share):
         assert set(following) <= set(told)
 
 
+@given(
+    counts=st.lists(st.integers(1, 25), min_size=1, max_size=12),
+    width=WIDTHS,
+    seed=SEEDS,
+    epoch=st.integers(0, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_before_an_epoch_ends_the_first_shards_of_the_next_are_told(counts, width, seed, epoch):
+    source = source_of(counts)
+    shuffle = WindowShuffle(shards=width)
+    told = shuffle.shards_from(seed, source, epoch, source.rows - 1)
+    first = read(shuffle, source, seed, epoch + 1)[:1]
+    assert int(shard_of(source, first)[0]) in told
+
+
 def test_epochs_seeds_and_data_have_orders_of_their_own():
     shuffle = WindowShuffle(shards=2)
     orders = {

@@ -346,6 +346,14 @@ def test_a_change_that_would_come_after_the_end_is_refused(make_shards):
         stream.require_rows(1014)
 
 
+@pytest.mark.parametrize(
+    ("passes", "rows", "most"), [(0.29, 100, 29), (1.15, 100, 115), (2.4, 5, 12)]
+)
+def test_a_limit_is_of_the_rows_that_one_would_count(passes, rows, most):
+    sources = {"a": SourceConfig(shards="a", most_epochs=passes)}
+    assert DataConfig(length=24, sources=sources).most_rows({"a": rows}) == {"a": most}
+
+
 def test_a_limit_below_one_row_is_refused(make_shards):
     source = SourceConfig(shards=make_shards("a", LENGTHS), most_epochs=0.001)
     with pytest.raises(RecipeError, match=r"data\.sources\.a\.most_epochs: 0.001 of \d+ rows"):

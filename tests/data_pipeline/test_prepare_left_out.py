@@ -10,7 +10,9 @@ from configs.errors import DataError
 from data_pipeline import spool as spool_module
 from data_pipeline.preparing import state
 from data_pipeline.spool import Spool
-from tests.data_pipeline.test_prepare import context, files, recipe, write_rows  # noqa: F401
+from tests.data_pipeline.test_prepare import context, files, recipe, write_rows
+
+__all__ = ["files"]
 
 
 def left_out(folder):
@@ -69,7 +71,8 @@ def test_filters_that_take_out_everything_are_named_with_counts(files, tmp_path)
     assert "documents read: 43, empty ones among them: 1" in said
     held_out = re.search(r"held_out: (\d+); left out: length (\d+); left: 0", said)
     train = re.search(r"train: (\d+); left out: exact_duplicates 1, length (\d+); left: 1", said)
-    assert held_out and train, said
+    assert held_out, said
+    assert train, said
     assert int(held_out[1]) == int(held_out[2]) > 0
     assert int(held_out[1]) + int(train[1]) == 42
     assert int(held_out[2]) + int(train[2]) == 40

@@ -357,6 +357,13 @@ def _begun_with(status: Status | None, name: str, workers: Workers | None) -> Wo
     return begun or workers
 
 
+def note_submitted(run: RunFolder, name: str) -> None:
+    """Mark a running stage as given to a queue."""
+    status = run.status(name)
+    if status is not None:
+        run.write_status(name, status.model_copy(update={"submitted": True}))
+
+
 def finish(run: RunFolder, name: str, fingerprint: str) -> None:
     """Mark a stage as done with what it made."""
     status = run.status(name)

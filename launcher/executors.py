@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.errors import RecipeError
+from configs.errors import LaunchError, RecipeError
 from data_pipeline.prepare import PrepareStage
 from launcher import chain
 from launcher.conduct import Conductor
@@ -54,7 +55,9 @@ def run_spread(conductor: Conductor, name: str, spread: Spread) -> None:
     What datatrove's jobs have done is noted by `onward run`, which also finishes what is left.
 
     Raises:
-        RecipeError: no prepare stage, a package that is missing, or a wrong setting.
+        RecipeError: no prepare stage, a package that is missing, or a wrong setting; before
+            anything is written.
+        LaunchError: Slurm's commands are missing.
         OnwardError: what stopped a task.
     """
     stage = conductor.recipe.stages.get(name)
@@ -62,18 +65,23 @@ def run_spread(conductor: Conductor, name: str, spread: Spread) -> None:
         msg = f"stage {name}: datatrove runs prepare stages alone"
         raise RecipeError(msg)
     _require(spread.executor)
+    from data_pipeline.preparing.on_datatrove import build_executor, require_settings
+
+    require_settings(spread.executor, spread.settings)
     conductor.check()
     with signals_interrupt(), conductor.folder.lock():
         context = chain.enter(conductor.recipe, conductor.folder, name)
         if context is None:
             conductor.tell(f"{name}: done already")
             return
-        from data_pipeline.preparing.on_datatrove import build_executor
-
         logs = spread.logs or context.folder / ".datatrove"
         kind, settings = spread.executor, spread.settings
         try:
-            build_executor(stage, context, kind, spread.tasks, logs.absolute(), settings).run()
+            built = build_executor(stage, context, kind, spread.tasks, logs.absolute(), settings)
+            if kind == "slurm":
+                # From its first job on the queue may work in the folder.
+                chain.note_submitted(conductor.folder, name)
+            built.run()
         except BaseException as error:
             chain.fail(conductor.folder, name, error)
             raise
@@ -89,3 +97,9 @@ def _require(executor: ExecutorName) -> None:
         if importlib.util.find_spec(package) is None:
             msg = f"datatrove's {executor} executor needs {package}: pip install {install}"
             raise RecipeError(msg)
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        msg = (
+            "datatrove's slurm executor needs Slurm's command sbatch, which is not on PATH here; "
+            "submit from a machine of the cluster, or give --executor local"
+        )
+        raise LaunchError(msg)

@@ -87,8 +87,8 @@ def build_executor(
     Raises:
         RecipeError: a setting that the executor does not have, or lacks.
     """
+    require_settings(kind, settings)
     made = _KINDS[kind]
-    _refuse_settings(made, kind, settings)
     given = {**_environment(kind, settings), **settings}
     last = None
     for phase in PHASES:
@@ -115,12 +115,10 @@ def _environment(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"venv_path": str(activate)}
 
 
-def _refuse_settings(made: Any, kind: str, settings: Mapping[str, Any]) -> None:
-    known = {
-        name: parameter
-        for name, parameter in inspect.signature(made.__init__).parameters.items()
-        if name not in _OURS
-    }
+def require_settings(kind: ExecutorName, settings: Mapping[str, Any]) -> None:
+    """RecipeError for an argument that the executor does not have, or lacks."""
+    parameters = inspect.signature(_KINDS[kind].__init__).parameters
+    known = {name: parameter for name, parameter in parameters.items() if name not in _OURS}
     for name in settings:
         if name not in known:
             msg = f"--set {name}: datatrove's {kind} executor has {', '.join(known)}"

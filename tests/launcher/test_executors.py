@@ -2,11 +2,12 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from configs.errors import RecipeError
+from configs.errors import CheckpointError, LaunchError, RecipeError
 from launcher import cli
 from launcher.chain import Request
 from launcher.conduct import Conductor
@@ -14,6 +15,8 @@ from launcher.executors import Spread, parse_settings, run_spread
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
 from launcher.start import Placement
+
+SLURM = {"time": "1:00", "partition": "cpu"}
 
 
 @pytest.fixture
@@ -67,7 +70,55 @@ def test_what_is_missing_is_said_before_anything_starts(
         run_spread(conductor(recipe, []), "report", Spread("local", 2))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("datatrove") is None, reason="the extra 'scale'")
+scale = pytest.mark.skipif(
+    importlib.util.find_spec("datatrove") is None, reason="the extra 'scale'"
+)
+
+
+@scale
+@pytest.mark.parametrize(
+    ("spread", "error", "said"),
+    [
+        (Spread("local", 2, None, {"wrkers": 2}), RecipeError, "--set wrkers: .*has .*workers"),
+        (Spread("slurm", 2, None, {"time": "1:00"}), RecipeError, "needs --set partition"),
+        (Spread("slurm", 2, None, SLURM), LaunchError, "needs Slurm's command sbatch, .*PATH"),
+    ],
+)
+def test_a_usage_error_leaves_the_stage_as_it_was(
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spread: Spread,
+    error: type[Exception],
+    said: str,
+) -> None:
+    sbatch = None if error is LaunchError else "/usr/bin/sbatch"
+    monkeypatch.setattr(shutil, "which", lambda name: sbatch)
+    with pytest.raises(error, match=said):
+        run_spread(conductor(recipe, []), "prepare", spread)
+    assert not (recipe.parent / "run").exists()
+
+
+@scale
+def test_what_was_submitted_is_not_discarded_for_another_recipe(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datatrove.executor import slurm
+
+    submitted: list[str] = []
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(
+        slurm, "launch_slurm_job", lambda text, *more: submitted.append(text) or str(len(submitted))
+    )
+    told: list[str] = []
+    run_spread(conductor(recipe, told), "prepare", Spread("slurm", 2, None, SLURM))
+    assert submitted
+    assert told == ["prepare: submitted; when its jobs have ended, `onward run` goes on from it"]
+    recipe.write_text(recipe.read_text().replace("60", "61"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.vocabulary_size: 60 -> 61"):
+        conductor(recipe, []).check()
+
+
+@scale
 def test_a_stage_is_done_afterwards(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr("sys.argv", ["onward"])

@@ -115,7 +115,7 @@ class VocabularyStage(StageConfig):
             },
             "embeddings": rows,
             "head_made_afresh": list(loaded.fresh),
-            **self._measure(Measure(old, work / "new", extended.first), data),
+            **self._measure(_comparing(old, work / "new", spelling, extended), data),
             **_described(extended, spelling),
         }
         lineage = {
@@ -236,6 +236,11 @@ def _tables(model: Any) -> "list[Tensor]":
     if head is not None:
         found += [head.weight, *([head.bias] if getattr(head, "bias", None) is not None else [])]
     return list({id(table): table for table in found}.values())
+
+
+def _comparing(old: Path, new: Path, spelling: Spelling, extended: Extended) -> Measure:
+    reached = frozenset(spelling.ids[token] for token in extended.shadowed)
+    return Measure(old, new, extended.first, reached)
 
 
 def _described(extended: Extended, spelling: Spelling) -> dict[str, Any]:

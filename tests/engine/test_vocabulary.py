@@ -41,10 +41,19 @@ def shards(folder, tokenizer, corpus):
         writer.finish({})
 
 
-def make(family, place):
-    """A tiny model, its tokenizer and two corpora, as earlier stages leave them."""
+def make(family, place, unmerged=None):
+    """A tiny model, its tokenizer and two corpora, as earlier stages leave them.
+
+    No merge leads to the token ``unmerged``.
+    """
     kind, shape, architecture = FAMILIES[family]
     config_of(kind, place / "made").build(place / "tokenizer", Path, texts)
+    if unmerged:
+        path = place / "tokenizer" / "tokenizer.json"
+        values = json.loads(path.read_text())
+        merges = values["model"]["merges"]
+        values["model"]["merges"] = [pair for pair in merges if "".join(pair) != unmerged]
+        path.write_text(json.dumps(values))
     shards(place / "field", place / "tokenizer", FIELD)
     shards(place / "general", place / "tokenizer", documents(20))
     random = RandomModel(shape=shape, tokenizer=str(place / "tokenizer"))
@@ -124,6 +133,15 @@ def test_a_model_with_new_words(family, tmp_path):
     assert general["tokens_after"] == general["tokens_before"] > 0
     assert field["tokens_left_out"] == 0
     assert config.run(context(place, "again")) == fingerprint
+
+
+def test_an_old_token_that_no_merge_led_to_is_told_of(tmp_path):
+    place = make("gpt2", tmp_path, unmerged="Ġmodel")
+    stage("gpt2").run(context(place))
+    results = json.loads((place / "extend" / "results.json").read_text())
+    assert results["old_tokens_now_reached"] == ["Ġmodel"]
+    general = results["held_out"]["general"]
+    assert general["tokens_after"] < general["tokens_before"]
 
 
 def test_a_head_that_the_model_lacks_is_told_of(tmp_path):

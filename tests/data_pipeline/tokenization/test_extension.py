@@ -183,6 +183,27 @@ def test_a_tokenizer_that_moves_other_texts_is_refused(grown, tmp_path):
         Measure(old, other, extended.first).corpus(data, 10**9)
 
 
+def test_old_tokens_that_no_merge_led_to_are_measured(made, tmp_path):
+    """Cut out as a whole, their texts are such a token now, without a new word in them."""
+    values = json.loads((made("bpe") / "tokenizer.json").read_text())
+    model = values["model"]
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) != "Ġmodel"]
+    old = extended_folder(made("bpe"), values, tmp_path / "old")
+    data = shards(tmp_path / "field", old, [*FIELD, *documents(20)])
+    extended = extend(spelling_of(old), ranked_words(old, data), 40)
+    assert extended.shadowed == ("Ġmodel",)
+    new = extended_folder(old, extended.values, tmp_path / "new")
+    reached = frozenset({model["vocab"]["Ġmodel"]})
+    saved = Measure(old, new, extended.first, reached).corpus(data, 10**9)
+    counts = [
+        int(Encoder(folder).encode([*FIELD, *documents(20)]).lengths.sum()) for folder in (old, new)
+    ]
+    assert [saved.before, saved.after] == counts
+    assert saved.left_out == 0
+    with pytest.raises(DataError, match="texts without a new word otherwise"):
+        Measure(old, new, extended.first).corpus(data, 10**9)
+
+
 CHINESE = ["我们研究三叶虫化石，三叶虫在寒武纪。三叶虫化石 (三叶虫) 很重要"] * 12
 
 

@@ -189,7 +189,7 @@ def inspect(
     ],
     as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
 ) -> None:
-    """Tell what a shard folder, checkpoint, export or run is, after verifying its digests."""
+    """Tell what a run, stage, shard folder, tokenizer, checkpoint or export is, and verify it."""
     from data_pipeline.storage import is_url
 
     if is_url(path):

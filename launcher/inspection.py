@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.errors import CheckpointError, DataError, RecipeError
 from launcher import chain
-from launcher.run_folder import RunFolder, read_json
+from launcher.run_folder import RunFolder, Status, read_json
 
 if TYPE_CHECKING:
     from configs.stage import StageContext
@@ -83,7 +83,7 @@ def _pretraining(
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """JSON-able facts of a shard folder, checkpoint, export or run, its digests verified.
+    """JSON-able facts of anything that Onward made, its digests verified.
 
     Raises:
         DataError: nothing is there, it is none of these, or a shard is damaged.
@@ -100,7 +100,31 @@ def describe(path: Path) -> dict[str, Any]:
         from data_pipeline.shards import describe as describe_shards
 
         return describe_shards(folder)
+    if (folder / "status.json").is_file() or (folder / "prepared.json").is_file():
+        return _describe_stage(folder)
+    if (folder / "tokenizer.json").is_file() and not (folder / "onward.json").is_file():
+        from data_pipeline.tokenization import describe_tokenizer
+
+        return describe_tokenizer(folder)
     return _describe_checkpoint(folder)
+
+
+def _describe_stage(folder: Path) -> dict[str, Any]:
+    """A stage as its status tells; of a prepare stage also what it made."""
+    status = RunFolder(folder.parent).status(folder.name)
+    facts: dict[str, Any] = {"kind": "stage", "folder": str(folder)}
+    if status:
+        facts |= {"stage": status.config.get("kind")} | _status_facts(status)
+    if (folder / "prepared.json").is_file():
+        from data_pipeline.preparing.describe import describe as describe_prepared
+
+        facts |= {"stage": "prepare"} | describe_prepared(folder)
+    return facts
+
+
+def _status_facts(status: Status) -> dict[str, Any]:
+    hidden = {"config"} if status.submitted else {"config", "submitted"}
+    return status.model_dump(mode="json", exclude=hidden, exclude_none=True)
 
 
 def _read_manifest(path: Path) -> Any:
@@ -118,8 +142,9 @@ def _describe_checkpoint(folder: Path) -> dict[str, Any]:
         facts = describe_checkpoint(folder)
     except CheckpointError:
         msg = (
-            f"{folder}: nothing that Onward made: neither a run (recipe.yaml), nor shards "
-            "(manifest.json), nor a checkpoint (step-N), nor an export (onward.json)"
+            f"{folder}: nothing that Onward made: neither a run (recipe.yaml), nor a stage "
+            "(status.json), nor shards (manifest.json), nor a tokenizer (tokenizer.json), nor a "
+            "checkpoint (step-N), nor an export (onward.json)"
         )
         raise DataError(msg) from None
     if not facts.get("intact", True):
@@ -140,8 +165,7 @@ def describe_run(run: RunFolder) -> dict[str, Any]:
         status = run.status(name)
         stages[name] = {"kind": config["kind"], "state": status.state if status else "not begun"}
         if status:
-            facts = status.model_dump(mode="json", exclude={"config", "state"}, exclude_none=True)
-            stages[name] |= facts
+            stages[name] |= _status_facts(status)
     return {
         "kind": "run",
         "folder": str(run.root),

@@ -34,13 +34,17 @@ class State:
     @classmethod
     def read(cls, folder: Path, key: str) -> "State":
         """What a run with the same key has left; nothing made where there is none."""
+        found = cls.left(folder)
+        return found if found.key == key else cls(key)
+
+    @classmethod
+    def left(cls, folder: Path) -> "State":
+        """What the last run has left, whatever its key; key "" where there is none."""
         try:
             values = json.loads((folder / FILE).read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
-            values = {}
-        if values.get("key") != key:
-            return cls(key)
-        return cls(key, values["files"], values["made"])
+            return cls("")
+        return cls(values["key"], values["files"], values["made"])
 
     @property
     def fingerprint(self) -> str:

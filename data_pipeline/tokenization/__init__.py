@@ -12,6 +12,7 @@ from data_pipeline.tokenization.special import SpecialTokens, special_tokens
 from data_pipeline.tokenization.tokenizer import (
     Texts,
     TokenizerConfig,
+    describe_tokenizer,
     load_backend,
     tokenizer_record,
     tokenizer_sha256,
@@ -36,6 +37,7 @@ __all__ = [
     "TokenizerConfig",
     "UnigramTokenizer",
     "WordPieceTokenizer",
+    "describe_tokenizer",
     "load_backend",
     "special_tokens",
     "tokenizer_record",

@@ -143,6 +143,14 @@ def tokenizer_record(folder: Path) -> TokenizerRecord:
     )
 
 
+def describe_tokenizer(folder: Path) -> dict[str, Any]:
+    """What a tokenizer's folder holds: for ``onward inspect``."""
+    backend = load_backend(folder)
+    facts = tokenizer_record(folder).model_dump(mode="json", exclude={"name"})
+    model = type(backend.model).__name__
+    return {"kind": "tokenizer", "folder": str(folder), "model": model} | facts
+
+
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     try:

@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from configs.deepspeed_json import read_deepspeed
+from configs.errors import DataError
 from engine.protocols import Backend, Fragment, Progress
 from launcher import cli
-from launcher.chain import enter, survey
+from launcher.chain import enter, fail, survey
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
 
@@ -224,6 +225,46 @@ def test_order_and_inspect_answer_in_json(
     assert onward(monkeypatch, "inspect", str(small / "run"), "--json") == 0
     run = json.loads(capsys.readouterr().out)
     assert (run["kind"], run["stages"]["prepare"]["state"]) == ("run", "done")
+
+
+def test_inspect_tells_of_a_prepare_stage_and_its_tokenizer(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def inspected(folder: Path, code: int = 0) -> Any:
+        capsys.readouterr()
+        assert onward(monkeypatch, "inspect", str(folder), "--json") == code
+        return json.loads(capsys.readouterr().out)
+
+    prepare = small / "run/prepare"
+    stage, tokenizer = inspected(prepare), inspected(prepare / "tokenizer")
+    train = inspected(prepare / "corpora/text/train")
+    assert (stage["kind"], stage["stage"], stage["state"]) == ("stage", "prepare", "done")
+    found = stage["corpora"]["text"]["train"]
+    for key in ("documents", "tokens", "fingerprint"):
+        assert found[key] == train[key]
+    assert found["removed"] == train["provenance"]["removed"]
+    assert found["counts"]["documents_read"] == train["provenance"]["counts"]["documents_read"] > 0
+    assert stage["tokenizer"] == tokenizer
+    assert (tokenizer["kind"], tokenizer["model"]) == ("tokenizer", "WordPiece")
+    for key in ("sha256", "vocabulary_size", "special"):
+        assert tokenizer[key] == train["tokenizer"][key]
+    shutil.copytree(small / "run/other/tokenizer", prepare / "tokenizer", dirs_exist_ok=True)
+    assert "tokenizer: not what the stage made" in inspected(prepare, 3)["error"]["message"]
+    cut_a_shard(small)
+    assert ".bin" in inspected(prepare, 3)["error"]["message"]
+
+
+def test_inspect_tells_why_a_stage_failed(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, recipe = RunFolder(small / "run"), load_recipe(small / "r.yaml")
+    enter(recipe, run, "base")
+    fail(run, "base", DataError("nothing at here"))
+    capsys.readouterr()
+    assert onward(monkeypatch, "inspect", str(small / "run/base"), "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["stage"], facts["state"]) == ("pretrain", "failed")
+    assert facts["error"]["message"] == "nothing at here"
 
 
 def test_logging_and_checkpointing_may_change_on_the_way_and_the_steps_may_not(small: Path) -> None:

@@ -11,6 +11,7 @@ from data_pipeline.adopting import Adoption, adopt
 from data_pipeline.adopting import annotate as annotating
 from data_pipeline.example import SENTENCE_START, WORD_START
 from data_pipeline.shards import ShardedDataset, describe
+from data_pipeline.shards.export import export_shards
 from data_pipeline.tokenization import Encoder, tokenizer_record, tokenizer_sha256
 from launcher import cli
 from tests.data_pipeline.adopting.conftest import encoded, texts, write_pair
@@ -260,6 +261,18 @@ def test_what_is_packed_are_documents_though_they_lie_in_sentences(tmp_path, cau
         assert sorted(np.concatenate(found)) == sorted(flat)
     else:
         assert sorted(found) == sorted(document.tolist() for document in documents)
+
+
+def test_documents_stay_what_they_are_when_exported(tmp_path, causal, monkeypatch):
+    monkeypatch.setattr("data_pipeline.shards.export.BLOCK_TOKENS", 7)
+    documents = in_sentences(tmp_path / "from", causal)
+    export_shards(tmp_path / "from", tmp_path / "out", "int32")
+    one, other = (ShardedDataset.open(tmp_path / name) for name in ("from", "out"))
+    assert other.manifest.level == "sentence"
+    assert other.lengths.tolist() == one.lengths.tolist()
+    index = other.shards[0].index
+    assert index.documents.tolist() == [3 * n for n in range(len(documents) + 1)]
+    assert other.shard_tokens(0).tolist() == np.concatenate(documents).tolist()
 
 
 def test_the_verb(tmp_path, causal, monkeypatch, capsys):

@@ -227,8 +227,10 @@ def test_sources_of_two_tokenizers_are_refused(make_shards):
     first = make_shards("a", LENGTHS)
     with pytest.raises(DataError, match="/b: made by tokenizer"):
         open_stream(config_of(a=first, b=make_shards("b", [5], sha256="b" * 64)))
-    with pytest.raises(DataError, match="prefix tokens of source 'c'"):
-        open_stream(config_of(a=first, c=make_shards("c", [5], prefix=[7])))
+    others = {"prefix": [7], "suffix": [], "special": {"pad": 0, "cls": 1, "sep": 2, "mask": 4}}
+    for part, value in others.items():
+        with pytest.raises(DataError, match=f"{part} tokens of source 'c'"):
+            open_stream(config_of(a=first, c=make_shards(part, [5], **{part: value})))
 
 
 def test_rows_too_short_for_the_special_tokens_are_refused(make_shards):

@@ -335,3 +335,19 @@ def test_a_data_set_may_be_collected_while_its_thread_looks_for_a_file():
     thread.start()
     thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"level": "sentence"}, False),
+        ({"annotations": {"0": "word start"}}, False),
+        ({"tokenizer": TOKENIZER.model_copy(update={"suffix": []})}, False),
+        ({"tokenizer": TOKENIZER.model_copy(update={"name": "other"})}, True),
+        ({"provenance": {}}, True),
+    ],
+    ids=str,
+)
+def test_the_content_is_what_is_read_and_what_it_means(tmp_path, change, same):
+    made = write(tmp_path, sequences())
+    assert (made.model_copy(update=change).content == made.content) is same

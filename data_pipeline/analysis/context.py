@@ -105,7 +105,7 @@ def collect(
     for part in reader.stretches(stretch):
         number = numbers_in(words, part.words)
         at = np.flatnonzero(number < len(words))
-        half = part.documents[part.begins[at]] % 2
+        half = part.halves[part.begins[at]]
         rank = priorities(reader.seed, part.places[part.begins[at]], "occurrences")
         taken = rank < limits[half, number[at]]
         at, half, rank = at[taken], half[taken], rank[taken]

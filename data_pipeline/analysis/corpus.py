@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.analysis.counts import Counts, merge
-from data_pipeline.analysis.hashing import mixed
+from data_pipeline.analysis.hashing import half_of, mixed
 from data_pipeline.analysis.stretches import STRETCH_TOKENS, Reader, Stretch
 from data_pipeline.example import WORD_START
 from data_pipeline.shards import ShardedDataset
@@ -17,7 +17,7 @@ MOST_NGRAMS = 3
 
 @dataclass(frozen=True, slots=True)
 class CorpusCounts:
-    """What a corpus, or every other document of it, holds.
+    """What a corpus, or half of its documents, holds.
 
     Attributes:
         documents: number of documents.
@@ -39,7 +39,7 @@ class CorpusCounts:
 def count_halves(
     reader: Reader, ngrams: int, stretch: int = STRETCH_TOKENS
 ) -> tuple[CorpusCounts, CorpusCounts]:
-    """Counts of the documents with even and with odd numbers.
+    """Counts of both halves of the documents.
 
     Args:
         reader: the corpus.
@@ -84,7 +84,7 @@ def word_tokens(data: ShardedDataset, place: int) -> list[int]:
 
 def _count(part: Stretch, keys: list[NDArray[np.uint64]], half: int) -> CorpusCounts:
     document = part.documents
-    own = document % 2 == half
+    own = part.halves == half
     ngrams = []
     for n, of_length in enumerate(keys, 1):
         size = len(of_length)
@@ -92,7 +92,7 @@ def _count(part: Stretch, keys: list[NDArray[np.uint64]], half: int) -> CorpusCo
         ngrams.append(Counts.of(of_length[kept], part.places[:size][kept]))
     word_kept = own[part.begins]
     return CorpusCounts(
-        int(np.count_nonzero(part.numbers % 2 == half)),
+        int(np.count_nonzero(half_of(part.numbers) == half)),
         tuple(ngrams),
         Counts.of(part.words[word_kept], part.places[part.begins[word_kept]]),
     )

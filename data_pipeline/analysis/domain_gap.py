@@ -66,7 +66,7 @@ class GapStage(StageConfig):
         mode: how shards are read; ``pread`` for file systems that cannot map files.
     """
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     UNKEYED: ClassVar[frozenset[str]] = frozenset({"cache", "mode"})
 
     kind: Literal["gap"] = "gap"

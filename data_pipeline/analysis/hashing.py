@@ -27,3 +27,13 @@ def priorities(seed: int, numbers: NDArray[np.int64], purpose: str) -> NDArray[n
 def threshold(share: float) -> np.uint64:
     """What a share of all priorities, below 1, is below."""
     return np.uint64(int(share * (1 << 64)))
+
+
+def half_of(documents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """In which half of a corpus each document is, 0 or 1.
+
+    Of each two that follow one another a coin tells which is in which half: the halves are of one
+    size, and an order such as that of texts and their translations by turns does not show.
+    """
+    tossed = mixed((documents // 2).astype(np.uint64) + np.uint64(1)) >> np.uint64(63)
+    return (documents + tossed.astype(np.int64)) % 2

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import DataError
-from data_pipeline.analysis.hashing import mixed, priorities, threshold
+from data_pipeline.analysis.hashing import half_of, mixed, priorities, threshold
 from data_pipeline.example import WORD_START
 from data_pipeline.shards import ShardedDataset
 
@@ -101,7 +101,12 @@ class Stretch:
     @cached_property
     def documents(self) -> NDArray[np.int64]:
         """Number of each token's document, int64 [T]."""
-        return np.repeat(self.numbers, np.diff(np.append(self.starts, len(self.tokens))))
+        return self._for_tokens(self.numbers)
+
+    @cached_property
+    def halves(self) -> NDArray[np.int64]:
+        """In which half of the corpus each token's document is, int64 [T]."""
+        return self._for_tokens(half_of(self.numbers))
 
     @cached_property
     def begins(self) -> NDArray[np.int64]:
@@ -118,6 +123,10 @@ class Stretch:
         place = (np.arange(len(tokens)) - np.repeat(begins, sizes)).astype(np.uint64)
         hashes = mixed((place << np.uint64(40)) + tokens + np.uint64(1))
         return np.add.reduceat(hashes, begins) if begins.size else hashes[:0]
+
+    def _for_tokens(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """A value of each document, for each of its tokens."""
+        return np.repeat(values, np.diff(np.append(self.starts, len(self.tokens))))
 
 
 def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

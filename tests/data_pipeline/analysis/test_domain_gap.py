@@ -17,6 +17,7 @@ from configs.stage import Artifact, StageContext
 from data_pipeline.analysis.corpus import count_halves, merge_corpora, word_tokens
 from data_pipeline.analysis.counts import Counts, compare, merge
 from data_pipeline.analysis.domain_gap import GapStage
+from data_pipeline.analysis.hashing import half_of
 from data_pipeline.analysis.stretches import Reader
 from data_pipeline.example import WORD_START
 from data_pipeline.shards import ShardedDataset, ShardWriter, TokenizerRecord
@@ -63,7 +64,8 @@ def test_counts_are_those_of_plain_counting(tmp_path_factory, documents, stretch
     data = write(tmp_path_factory.mktemp("shards"), documents, shard_tokens=shard_tokens)
     halves = count_halves(Reader(data), 3, stretch)
     for half, found in enumerate(halves):
-        own = documents[half::2]
+        place = half_of(np.arange(len(documents)))
+        own = [words for words, at in zip(documents, place, strict=True) if at == half]
         flat = [[t for word in words for t in word] for words in own]
         assert found.documents == len(own)
         tokens = Counter(t for ids in flat for t in ids)
@@ -84,6 +86,19 @@ def test_counts_are_those_of_plain_counting(tmp_path_factory, documents, stretch
         }
         assert spelled == words
     assert merge_corpora(list(halves)).documents == len(documents)
+
+
+def test_the_halves_are_alike_though_two_kinds_of_documents_take_turns(tmp_path):
+    """Texts and their translations, classes of a task: no order of documents may show."""
+    kinds = [[[1], [2]], [[3], [4]]]
+    data = write(tmp_path, kinds * 500)
+    first, second = count_halves(Reader(data), 2)
+    assert first.documents == second.documents == 500
+    assert compare(first.words, second.words).divergence < 0.01
+    assert compare(first.ngrams[1], second.ngrams[1]).divergence < 0.01
+    for turns in (2, 3, 4, 6):
+        shares = half_of(np.arange(12_000)).reshape(-1, turns).mean(axis=0)
+        assert abs(shares - 0.5).max() < 0.05
 
 
 @given(

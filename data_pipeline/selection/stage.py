@@ -81,12 +81,12 @@ class SelectStage(StageConfig):
 
     def check(self, context: StageContext) -> None:
         """Missing files, and a target that holds a task's dev or test rows."""
-        for source in (*self.sources, *self._target()):
-            if all(map(context.is_made, source.locations)):
-                source.check(context.locate)
         for source in self._target():
             if all(map(context.is_made, source.locations)):
                 _refuse_held_back(source, context)
+        for source in (*self.sources, *self._target()):
+            if all(map(context.is_made, source.locations)):
+                source.check(context.locate)
 
     def run(self, context: StageContext) -> str:
         """Select; the fingerprint is of what was selected and of the numbers."""

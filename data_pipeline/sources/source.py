@@ -115,7 +115,7 @@ class DocumentSource(Config, ABC):
         """
         most, share = self.rejected_at_most, self.rejected_share
         if most is not None and rejected > most:
-            budget = f" (the {rejected}th rejected; max_rejected is {most})" if most else ""
+            budget = f" (rejected: {rejected}; max_rejected is {most})" if most else ""
         elif share is not None and read is not None and rejected > share * read:
             budget = f" (the last of {rejected} rejected among {read}; max_rejected is {share})"
         else:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from configs.errors import DataError
 from data_pipeline.example import Document
-from data_pipeline.sources import JsonlSource, Rejected, Source
+from data_pipeline.sources import JsonlSource, Rejected, Source, jsonl
 from data_pipeline.sources import lines as lines_module
 
 GOOD = [{"id": i, "text": f"text {i} – ü", "group": f"g{i % 3}"} for i in range(20)]
@@ -105,6 +105,7 @@ BAD = {
     b'{"text": "x", "text": "y"}': 'ambiguous: key "text" stands twice',
     b'{"text": "x", "more": {"a": 1, "a": 1}}': 'ambiguous: key "a" stands twice',
     b'{"text": "x"} {"text": "y"}': "not JSON: Extra data at column 15",
+    b'{"text": "x': "not JSON: Unterminated string starting at column 10",
     b'\xef\xbb\xbf{"text": "a mark that is not at the start"}': "not JSON",
     b'{"text": "x", "n": ' + b"9" * 5000 + b"}": "not readable: Exceeds the limit",
     b"[" * 100_000: "not readable: nested too deeply",
@@ -274,3 +275,42 @@ def test_a_line_of_just_the_limit_is_read(tmp_path):
         assert texts(path, longest_record=len(line)) == ["x" * 100]
         with pytest.raises(DataError, match=r"rows\.jsonl:1: .* bytes long; longest_record is"):
             texts(path, longest_record=len(line) - 1)
+
+
+def lines_of_fields(path, *names):
+    path.write_text("".join(f'{{"{name}": "x"}}\n' for name in names))
+
+
+@pytest.mark.parametrize("most", [0, 19, 0.5])
+def test_check_names_a_field_that_no_first_record_has(tmp_path, most):
+    (tmp_path / "0.jsonl").write_text("\n \n")
+    lines_of_fields(tmp_path / "1.jsonl", *["body"] * 20, "text")
+    source = JsonlSource(path=str(tmp_path), max_rejected=most)
+    with pytest.raises(DataError) as caught:
+        source.check(Path)
+    said = f"{tmp_path}/1.jsonl:1: no field 'text' for the text (fields: body); so it is with all"
+    assert str(caught.value).startswith(f"{said} of its first 20 records; name the right field")
+
+
+@pytest.mark.parametrize(
+    ("names", "most"),
+    [
+        (["body"] * 19 + ["text"], 0),  # one has it
+        (["body"] * 20, 20),  # as many are borne
+        (["body"] * 3, 0.5),  # there may be more elsewhere
+        ([], 0),
+    ],
+)
+def test_check_refuses_no_source_that_may_be_read(tmp_path, names, most):
+    lines_of_fields(tmp_path / "1.jsonl", *names)
+    (tmp_path / "2.jsonl").write_text("\n")
+    JsonlSource(path=str(tmp_path), max_rejected=most).check(Path)
+
+
+def test_check_reads_no_more_than_it_looks_at(tmp_path, monkeypatch):
+    lines_of_fields(tmp_path / "1.jsonl", *["text"] * 50)
+    read = []
+    parse = jsonl._parsed
+    monkeypatch.setattr(jsonl, "_parsed", lambda line: read.append(line) or parse(line))
+    JsonlSource(path=str(tmp_path)).check(Path)
+    assert len(read) == 20

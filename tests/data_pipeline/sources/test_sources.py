@@ -89,7 +89,7 @@ def test_rows_without_text_are_rejected_by_number(form, tmp_path, small_parts):
     assert {item.reason for item in rejected} == {"'body' is null, expected a string"}
     assert len({item.where for item in rejected}) == 3
     assert len(list(source.documents(Path))) == 7
-    with pytest.raises(DataError, match=r"the 3th rejected; max_rejected is 2"):
+    with pytest.raises(DataError, match=r"\(rejected: 3; max_rejected is 2\)"):
         list(source.model_copy(update={"max_rejected": 2}).documents(Path))
 
 

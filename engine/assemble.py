@@ -75,7 +75,9 @@ class PretrainStage(StageConfig):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     steps: PositiveInt | None = Field(None, description="optimizer steps")
-    epochs: float | None = Field(None, gt=0, description="passes over the only source")
+    epochs: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="passes over the only source"
+    )
     backend: BackendConfig
     checkpoint: CheckpointConfig
     validation: ValidationConfig | None = None

@@ -81,9 +81,9 @@ class SelectStage(StageConfig):
 
     def check(self, context: StageContext) -> None:
         """Missing files, and a target that holds a task's dev or test rows."""
-        for source in self._target():
-            if all(map(context.is_made, source.locations)):
-                _refuse_held_back(source, context)
+        for target in self._target():
+            if all(map(context.is_made, target.locations)):
+                _refuse_held_back(target, context)
         for source in (*self.sources, *self._target()):
             if all(map(context.is_made, source.locations)):
                 source.check(context.locate)

@@ -44,10 +44,13 @@ def metered(
     else:
         yield from _with_lines(items, weights, title, unit, told)
     seconds = time.monotonic() - begun
-    come = told()
     rate = f" ({amount(sum(weights) / max(seconds, 1e-3), unit)}/s)" if unit else ""
     took = f" in {duration(seconds)}{rate}" if seconds >= 1 else ""
-    say(f"{title}: {come}{took}".removesuffix(": "))
+    say(f"{_with_told(title, ': ', told())}{took}")
+
+
+def _with_told(line: str, separator: str, told: str) -> str:
+    return f"{line}{separator}{told}" if told else line
 
 
 def say(line: str) -> None:
@@ -69,7 +72,8 @@ def _with_lines(
         now = time.monotonic()
         if now - said >= SAY_EVERY and done < total:
             said = now
-            say(f"{title}: {progress(done, total, now - begun, unit)}; {told()}")
+            line = f"{title}: {progress(done, total, now - begun, unit)}"
+            say(_with_told(line, "; ", told()))
 
 
 def _with_bar(

@@ -67,6 +67,7 @@ class Conductor:
         hosts = self.placement.hosts()
         require_reachable(hosts)
         with signals_interrupt(), self.folder.lock():
+            self.folder.remove_leftovers()
             names = chain.select(self.recipe, self.folder, self.request)
             self._record({host.name: host.slots for host in hosts})
             for name in names:

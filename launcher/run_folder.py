@@ -132,6 +132,17 @@ class RunFolder:
                 folder.rename(doomed)
                 shutil.rmtree(doomed)
 
+    def remove_leftovers(self) -> None:
+        """Take away what processes that were killed have left under temporary names.
+
+        Only who holds the lock may: nobody else writes such files.
+        """
+        for pattern in (".recipe.yaml.*", ".provenance.json.*", "*/.status.json.*"):
+            for path in self.root.glob(pattern):
+                path.unlink(missing_ok=True)
+        for doomed in self.root.glob(".discarded-*"):
+            shutil.rmtree(doomed, ignore_errors=True)
+
     def write_recipe(self, values: Mapping[str, Any]) -> None:
         """Replace ``recipe.yaml``."""
         write_atomically(self.recipe, yaml_text(values))

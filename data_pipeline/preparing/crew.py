@@ -48,14 +48,21 @@ def perform(board: Board, phase: Phase, share: Share, workers: Workers) -> None:
     told: Counter[str] = Counter()
     if phase.title:
         weights = [task.weight for task in undone]
-        results = metered(results, weights, phase.title, phase.unit, lambda: _counted(told))
+        # What is counted is what this one does.
+        part = "" if alone or share.count == 1 else f" (share {share.index + 1} of {share.count})"
+        title = f"{phase.title}{part}"
+        results = metered(results, weights, title, phase.unit, lambda: _counted(told))
     for task, facts in zip(undone, results, strict=True):
         told.update(facts.get("told", {}))
         phase.watch(task, facts)
 
 
 def _counted(told: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in told.items())
+    """Such as ``1 shard, 2,000 tokens``; the names are plurals."""
+    return ", ".join(
+        f"{count:,} {name.removesuffix('s') if count == 1 else name}"
+        for name, count in told.items()
+    )
 
 
 @dataclass(slots=True)

@@ -86,7 +86,7 @@ class Decide:
             for side in corpus.config.sides:
                 kept = verdicts[name][side].kept
                 files += write_plan(self.plans, name, side, texts[name][side], kept)
-        told = {"texts stay": sum(s["kept"] for c in facts.values() for s in c.values())}
+        told = {"texts": sum(s["kept"] for c in facts.values() for s in c.values())}
         return Outcome({"sides": facts, "told": told}, tuple(files))
 
     def _verdicts(

@@ -21,7 +21,14 @@ from data_pipeline.preparing.crew import Crew, perform
 from data_pipeline.preparing.decide import Cleaned, Decide, Plan, refuse_hits
 from data_pipeline.preparing.shards import AssembleShard, WriteManifest
 from data_pipeline.preparing.state import State, output_folder
-from data_pipeline.preparing.steps import Begin, BuildGuard, BuildTokenizer, Finish, remove_boards
+from data_pipeline.preparing.steps import (
+    Begin,
+    BuildGuard,
+    BuildTokenizer,
+    Finish,
+    remove_boards,
+    remove_leftovers,
+)
 from data_pipeline.preparing.values import from_json
 from data_pipeline.shards import TokenizerRecord
 from data_pipeline.shards.manifest import ShardRecord
@@ -376,6 +383,8 @@ def prepare(stage: "PrepareStage", context: StageContext) -> str:
         the fingerprint of what was made.
     """
     job = Job(stage, context)
+    if context.share.index == 0:
+        remove_leftovers(context.folder)
     found = finished(stage, context)
     if found is not None:
         if context.share.index == 0:

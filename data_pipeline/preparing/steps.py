@@ -13,7 +13,7 @@ from data_pipeline.cleaning import Decontamination
 from data_pipeline.disk import disk_errors, fsync_path
 from data_pipeline.preparing.board import Facts, Outcome
 from data_pipeline.preparing.decide import Plan
-from data_pipeline.preparing.state import State, clear
+from data_pipeline.preparing.state import State, clear, output_folder
 from data_pipeline.tokenization import tokenizer_record
 
 if TYPE_CHECKING:
@@ -132,14 +132,28 @@ class Finish:
     weight: int = 1
 
     def run(self) -> Outcome:
+        for name in self.made:
+            remove_leftovers(output_folder(self.context.folder, name))
         files = {place: list(known) for place, known in self.files.items()}
         state = State(self.context.key, files, dict(self.made))
         state.write(self.context.folder)
         return Outcome({"fingerprint": state.fingerprint})
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Take away files under temporary names, of processes that were killed as they wrote them.
+
+    Nobody may be writing there: into a stage's own folder only its first participant does, and
+    into the folder of an output nobody once it is made.
+    """
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def remove_boards(folder: Path) -> None:
     """Take away records and spooled texts; nobody reads them any more."""
+    for left in folder.parent.glob(f"{folder.name}.*.removed"):
+        shutil.rmtree(left, ignore_errors=True)
     doomed = folder.with_name(f"{folder.name}.{os.getpid()}.removed")
     try:
         folder.replace(doomed)

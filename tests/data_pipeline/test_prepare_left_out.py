@@ -8,7 +8,7 @@ import pytest
 
 from configs.errors import DataError
 from data_pipeline import spool as spool_module
-from data_pipeline.preparing import state
+from data_pipeline.preparing import decide, shards, state
 from data_pipeline.spool import Spool
 from tests.data_pipeline.test_prepare import context, files, recipe, write_rows
 
@@ -79,3 +79,27 @@ def test_filters_that_take_out_everything_are_named_with_counts(files, tmp_path)
     assert said.endswith(f"{folder / state.REMOVED} names each that was left out, with the reason.")
     steps = [line["step"] for line in left_out(folder) if line["corpus"] == "task"]
     assert steps == ["length"] * 40 + ["exact_duplicates"]
+
+
+def test_what_a_killed_run_left_half_written_goes(files, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    stage = with_task(files, [{"text": "one two"}, {"text": "one two"}, {"text": "three"}])
+    with monkeypatch.context() as killed:
+        killed.setattr(decide, "write_plan", None)
+        with pytest.raises(TypeError):
+            stage.run(context(folder))
+    left = [f".{state.REMOVED}.17.tmp", f".{state.REJECTED}.17.tmp", ".prepared.json.17.tmp"]
+    for name in left:
+        (folder / name).write_text("half")
+    (folder / ".prepare.17.removed/spool").mkdir(parents=True)
+    train = folder / "corpora/task/train"
+
+    def write_shards(*given):
+        (train / ".manifest.json.17.tmp").write_text("half")
+        return write_manifest(*given)
+
+    write_manifest = shards.write_manifest
+    monkeypatch.setattr(shards, "write_manifest", write_shards)
+    stage.run(context(folder))
+    assert not list(folder.rglob(".*"))
+    assert (train / "manifest.json").exists()

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import DataError, RecipeError
+from configs.stage import Share
 from data_pipeline import meter
+from data_pipeline.parallel import Workers
 from data_pipeline.preparing import board as board_module
 from data_pipeline.preparing import crew
-from data_pipeline.preparing.board import Board, Outcome
+from data_pipeline.preparing.board import Board, Outcome, Phase
 from data_pipeline.preparing.chunks import borders, chunk_files, pieces
 from data_pipeline.preparing.duplicates import first_equals
 from data_pipeline.preparing.values import from_json, to_json
@@ -170,12 +172,38 @@ def test_progress_has_rate_and_time_left(monkeypatch, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "cleaning: 5 B of 20 B (25%), 0.125 B/s, 2 min left; 7 documents"
     assert lines[-1].startswith("cleaning: 7 documents in ")
+    list(meter.metered(range(3), [5, 10, 5], "looking", "B"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "looking: 5 B of 20 B (25%), 0.125 B/s, 2 min left"
+    assert lines[-1] == "looking in 3 min (0.1 B/s)"
+
+
+class Told:
+    """A task that makes one shard."""
+
+    weight = 1
+
+    def __init__(self, name):
+        self.name = name
+
+    def run(self):
+        return Outcome({"told": {"shards": 1, "tokens": 1000}})
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (Share(0, 1), "writing: 2 shards, 2,000 tokens"),
+        (Share(1, 2), "writing (share 2 of 2): 1 shard, 1,000 tokens"),
+    ],
+)
+def test_what_one_participant_did_is_told_as_its_share(tmp_path, capsys, share, said):
+    phase = Phase("phase", "writing", [Told("a"), Told("b")])
+    crew.perform(Board(tmp_path, tmp_path), phase, share, Workers(1))
+    assert capsys.readouterr().err.splitlines() == [said]
 
 
 def test_whoever_fails_leaves_word_that_an_old_failure_does_not(tmp_path):
-    from configs.stage import Share
-    from data_pipeline.preparing.board import Phase
-
     first, second = (crew.Crew(tmp_path / "crew", Share(index, 2)) for index in range(2))
 
     class Work:

@@ -350,3 +350,16 @@ def test_a_change_is_told_where_it_is() -> None:
     assert list(chain._differences({"text": "a" * 999}, {"text": 1})) == [
         f'text: "{"a" * 199}... -> 1'
     ]
+
+
+def test_what_a_killed_run_left_under_temporary_names_goes(tmp_path: Path) -> None:
+    run(recipe(tmp_path), "a")
+    folder = tmp_path / "run"
+    left = [
+        folder / name for name in (".recipe.yaml.17", ".provenance.json.17", "a/.status.json.17")
+    ]
+    for path in left:
+        path.write_text("half")
+    (folder / ".discarded-b-17").mkdir()
+    run(recipe(tmp_path), "b")
+    assert {path.name for path in folder.rglob(".*")} == {".lock"}

@@ -33,7 +33,7 @@ class PrepareStage(StageConfig):
     # All is made then, though nobody may have noted that the stage is done.
     KEPT: ClassVar[frozenset[str]] = frozenset({"prepared.json"})
 
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
 
     kind: Literal["prepare"] = "prepare"
     tokenizer: Tokenizer

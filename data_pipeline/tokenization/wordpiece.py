@@ -113,7 +113,8 @@ class WordPieceTokenizer(TokenizerConfig):
 
 
 def _continuing(backend: "Backend", alphabet: Sequence[str]) -> Iterator[str]:
-    """Those that can stand within a word: signs are words by themselves."""
+    """Those that can stand within a word: signs and Chinese characters are words by themselves."""
     for character in alphabet:
-        if len(backend.pre_tokenizer.pre_tokenize_str(f"a{character}")) == 1:
+        text = backend.normalizer.normalize_str(f"a{character}")
+        if len(backend.pre_tokenizer.pre_tokenize_str(text)) == 1:
             yield f"{CONTINUING}{character}"

@@ -383,6 +383,18 @@ def test_a_trained_vocabulary_has_the_size_and_letters_asked_for(tmp_path):
     assert "[UNK]" in few.encode("€").tokens
 
 
+def test_chinese_characters_take_one_id_each(tmp_path):
+    """Each is a word by itself: as the rest of a word it could never stand anywhere."""
+    characters = "".join(map(chr, range(0x4E00, 0x4E00 + 200)))
+    config = WordPieceTokenizer(vocabulary_size=212, corpora=["x"])
+    config.build(tmp_path / "t", Path, lambda names: iter([f"{characters} ab", "ab か"]))
+    backend = plain(tmp_path / "t")
+    assert {t for t in backend.get_vocab() if t.startswith("##")} == {"##a", "##b", "##か"}
+    assert backend.encode(f"a{characters}b", add_special_tokens=False).tokens == [
+        *("a", *characters, "b")
+    ]
+
+
 def test_a_vocabulary_too_small_for_its_alphabet_is_refused(tmp_path):
     config = WordPieceTokenizer(vocabulary_size=20, corpora=["x"])
     with pytest.raises(RecipeError, match=r"vocabulary_size: 20, but .*alphabet_size"):

@@ -8,14 +8,20 @@ from configs.errors import DataError, RecipeError
 from configs.hub import is_hub_name
 from data_pipeline.sources.source import Locate
 from data_pipeline.tokenization.probe import PROBES
-from data_pipeline.tokenization.tokenizer import FILE, Texts, TokenizerConfig
+from data_pipeline.tokenization.tokenizer import (
+    FILE,
+    Texts,
+    TokenizerConfig,
+    load_backend,
+    tokenizer_sha256,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 
 class PretrainedTokenizer(TokenizerConfig):
-    """Takes a tokenizer over as it is.
+    """Takes a tokenizer over as it is; DataError where transformers would make another of it.
 
     Attributes:
         location: ``stage:NAME/...``, a folder, or else a name on the hub.
@@ -36,8 +42,11 @@ class PretrainedTokenizer(TokenizerConfig):
         if local and self.revision is not None:
             msg = f"tokenizer.revision: {self.revision}, but {self.location} is not on the hub"
             raise RecipeError(msg)
-        tokenizer = self._load(str(locate(self.location)) if local else self.location)
-        if not tokenizer.is_fast:
+        place = str(locate(self.location)) if local else self.location
+        tokenizer = self._load(place)
+        if tokenizer.is_fast:
+            self._require_own(place, tokenizer)
+        else:
             tokenizer = self._converted(tokenizer)
         tokenizer.save_pretrained(str(folder))
 
@@ -52,6 +61,35 @@ class PretrainedTokenizer(TokenizerConfig):
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             msg = f"tokenizer {self.location}: cannot be loaded: {_first_line(error)}"
             raise DataError(msg) from error
+
+    def _require_own(self, place: str, loaded: Any) -> None:
+        """DataError where the class around a tokenizer.json cuts texts otherwise than the file."""
+        from transformers.utils import cached_file
+
+        # It has been fetched: what cannot be had now is not there.
+        path = cached_file(
+            place,
+            FILE,
+            revision=self.revision or "main",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if path is None or tokenizer_sha256(own := Path(path).parent) == (
+            tokenizer_sha256(loaded.backend_tokenizer)
+        ):
+            return
+        # What is written otherwise may well mean the same, and no corpus has blanks around a text.
+        backend = load_backend(own)
+        for text in map(str.strip, PROBES):
+            ids = backend.encode(text, add_special_tokens=False).ids
+            if ids != loaded(text, add_special_tokens=False)["input_ids"]:
+                msg = (
+                    f"tokenizer {self.location}: transformers loads it as {type(loaded).__name__}, "
+                    f"which cuts {text!r} otherwise than its own {FILE}; to have the file's ids, "
+                    "set tokenizer_class to PreTrainedTokenizerFast in its tokenizer_config.json "
+                    f"(in a copy, if it is on the hub); to have the class's, remove the {FILE}"
+                )
+                raise DataError(msg)
 
     def _converted(self, slow: Any) -> Any:
         """The fast form of a slow tokenizer, with the same ids for every probe."""

@@ -288,6 +288,33 @@ def test_a_tokenizer_without_a_fast_form_is_converted(tmp_path):
     assert after.special_tokens_map == before.special_tokens_map
 
 
+@pytest.mark.parametrize("name", ["BertTokenizer", "PreTrainedTokenizerFast"])
+def test_a_class_that_would_build_another_tokenizer_is_refused(tmp_path, made, name):
+    """Transformers' classes build their parts anew, without what else the file says of them."""
+    values = json.loads((made("wordpiece") / "tokenizer.json").read_text())
+    digits = {"type": "Digits", "individual_digits": True}
+    values["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [values["pre_tokenizer"], digits],
+    }
+    vocabulary = values["model"]["vocab"]
+    vocabulary |= {
+        digit: len(vocabulary) + i for i, digit in enumerate("02") if digit not in vocabulary
+    }
+    place = tmp_path / "own"
+    place.mkdir()
+    (place / "tokenizer.json").write_text(json.dumps(values))
+    (place / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    config = PretrainedTokenizer(location=str(place))
+    if name == "BertTokenizer":
+        with pytest.raises(DataError, match=r"BertTokenizer, which cuts .* otherwise than"):
+            config.build(tmp_path / "t", Path, texts)
+        assert not (tmp_path / "t").exists()
+    else:
+        config.build(tmp_path / "t", Path, texts)
+        assert tokenizer_sha256(tmp_path / "t") == tokenizer_sha256(place)
+
+
 def test_one_that_cannot_be_converted_is_named(tmp_path):
     place = slow(tmp_path / "slow", "ByT5Tokenizer")
     with pytest.raises(DataError, match="ByT5Tokenizer has no fast form"):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from configs.errors import DataError
 from data_pipeline.analysis.hashing import mixed
+from data_pipeline.disk import disk_errors
 from data_pipeline.example import Document
 from data_pipeline.randomness import keyed
 from data_pipeline.selection.method import Scorer
@@ -21,6 +23,7 @@ from data_pipeline.sources import Part, Rejected
 
 AT_ONCE = 256
 HEAD = 160
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 Drawn = tuple[int, str]
 """A document's number in the draw, and its text."""
@@ -143,6 +146,7 @@ class TakeTask:
         kept: int64, ascending: numbers within the part of those that are kept.
         scores: fp64, of those.
         shown: numbers of those that are to be described.
+        target: the file for those that are kept: a part may be a packed file of any size.
     """
 
     part: Part
@@ -150,40 +154,36 @@ class TakeTask:
     kept: NDArray[np.int64]
     scores: NDArray[np.float64]
     shown: Sequence[int]
+    target: Path
 
 
-@dataclass(frozen=True, slots=True)
-class TakenPart:
-    """What was taken.
+def take_part(task: TakeTask) -> dict[int, dict[str, str]]:
+    """Write the documents that are kept, one JSON object a line, as they stand in the source.
 
-    Attributes:
-        lines: one JSON object a line.
-        shown: number within the part -> id and the text's beginning.
+    Returns:
+        number within the part -> id and the text's beginning, of those to be described.
+
+    Raises:
+        DataError: the source changed since it was judged.
+        ResourceError: the disk is full.
     """
-
-    lines: bytes
-    shown: dict[int, dict[str, str]]
-
-
-def take_part(task: TakeTask) -> TakenPart:
-    """The documents that are kept, as they stand in the source; DataError if they changed."""
     scores = dict(zip(task.kept.tolist(), task.scores.tolist(), strict=True))
     wanted = set(task.shown)
-    lines: list[bytes] = []
     shown: dict[int, dict[str, str]] = {}
     number = -1
-    for number, document in enumerate(_documents(task.part)):
-        if number in scores:
-            lines.append(_line(document, scores[number]))
-        if number in wanted:
-            shown[number] = {"id": document.id, "begins": document.text[:HEAD]}
+    with disk_errors(task.target), task.target.open("wb") as file:
+        for number, document in enumerate(_documents(task.part)):
+            if number in scores:
+                file.write(_line(document, scores[number]))
+            if number in wanted:
+                shown[number] = {"id": document.id, "begins": document.text[:HEAD]}
     if number + 1 != task.documents:
         msg = (
             f"select: a source had {task.documents:,} documents when it was judged and has "
             f"{number + 1:,} now; keep its files as they are while it is read, and run again"
         )
         raise DataError(msg)
-    return TakenPart(b"".join(lines), shown)
+    return shown
 
 
 def save(scorer: Scorer, path: Path) -> None:
@@ -213,4 +213,6 @@ def _line(document: Document, score: float) -> bytes:
         "score": round(score, 6),
         "metadata": dict(document.metadata),
     }
-    return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")
+    line = json.dumps(row, ensure_ascii=False, default=str) + "\n"
+    # Half a surrogate pair is no text; what is done to it when a corpus is prepared.
+    return SURROGATES.sub("\ufffd", line).encode()

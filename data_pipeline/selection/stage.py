@@ -28,7 +28,6 @@ from data_pipeline.selection.passes import (
     DrawTask,
     JudgeTask,
     Limits,
-    TakenPart,
     TakeTask,
     draw_part,
     draw_texts,
@@ -43,6 +42,7 @@ SELECTED = "selected.jsonl"
 RESULTS = "results.json"
 READ = "read.json"
 SCORER = ".scorer"
+BLOCK = 1 << 20
 Item = TypeVar("Item")
 HELD_BACK = ("dev.jsonl", "test.jsonl")
 
@@ -94,14 +94,14 @@ class SelectStage(StageConfig):
             _refuse_held_back(source, context)
         stamps = self._stamps(context)
         scorer = context.folder / SCORER
-        for left in context.folder.glob(f".{SELECTED}.*.tmp"):  # by a run that was killed
-            left.unlink()
+        _clear(context.folder)  # what a run left that was killed
         try:
             with Workers(self.processes) as workers:
                 work = _Work(self, context, workers, self._parts(context), scorer)
                 return work.run(stamps)
         finally:
             scorer.unlink(missing_ok=True)
+            _clear(context.folder)
 
     def outdated(self, context: StageContext) -> str | None:
         """Whether its own files changed since: their names, sizes or times."""
@@ -249,14 +249,17 @@ class _Work:
         shown = choice.shown()
         digest = hashlib.sha256()
         known: dict[int, dict[str, Any]] = {}
-        tasks = dict(_take_tasks(choice, self.pieces, shown))
+        tasks = dict(_take_tasks(choice, self.pieces, shown, self.context.folder))
         results = self.workers.map(take_part, tasks.values())
         taken = _metered(results, len(tasks), "select: writing")
         with opened_whole(self.context.folder / SELECTED) as file:
-            for number, part in zip(tasks, taken, strict=True):
-                file.write(part.lines)
-                digest.update(part.lines)
-                known |= _described(part, int(choice.judged.starts[number]), choice)
+            for (number, task), described in zip(tasks.items(), taken, strict=True):
+                with task.target.open("rb") as part:
+                    while block := part.read(BLOCK):
+                        file.write(block)
+                        digest.update(block)
+                task.target.unlink()
+                known |= _described(described, int(choice.judged.starts[number]), choice)
         examples = {name: [known[at] for at in documents] for name, documents in shown.items()}
         return digest.hexdigest(), examples
 
@@ -265,8 +268,13 @@ def _metered(parts: Iterator[Item], number: int, title: str) -> Iterator[Item]:
     return metered(parts, [1] * number, title, " parts")
 
 
+def _clear(folder: Path) -> None:
+    for left in folder.glob(f".{SELECTED}.*.tmp"):
+        left.unlink()
+
+
 def _take_tasks(
-    choice: Choice, pieces: Sequence[_Piece], shown: dict[str, list[int]]
+    choice: Choice, pieces: Sequence[_Piece], shown: dict[str, list[int]], folder: Path
 ) -> Iterator[tuple[int, TakeTask]]:
     """Of each part with something to take or to show: its number, and what to do."""
     judged = choice.judged
@@ -279,15 +287,19 @@ def _take_tasks(
         wanted = described[(described >= start) & (described < stop)]
         if own.size or wanted.size:
             told = (wanted - start).tolist()
-            task = TakeTask(piece.part, stop - start, own - start, judged.scores[own], told)
+            scores = judged.scores[own]
+            target = folder / f".{SELECTED}.part-{number}.tmp"
+            task = TakeTask(piece.part, stop - start, own - start, scores, told, target)
             yield number, task
 
 
-def _described(part: TakenPart, start: int, choice: Choice) -> dict[int, dict[str, Any]]:
+def _described(
+    shown: dict[int, dict[str, str]], start: int, choice: Choice
+) -> dict[int, dict[str, Any]]:
     scores = choice.judged.scores
     return {
         start + at: {"score": round(float(scores[start + at]), 6), **values}
-        for at, values in part.shown.items()
+        for at, values in shown.items()
     }
 
 

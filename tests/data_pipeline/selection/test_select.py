@@ -1,15 +1,21 @@
 """Every method picks planted documents of a domain out of a mixture; what is kept is as asked."""
 
 import json
+import tracemalloc
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.errors import DataError, RecipeError
 from configs.schema import load
 from configs.stage import StageContext
+from data_pipeline.cleaning import normalise
+from data_pipeline.example import Document
 from data_pipeline.selection.keep import Keep
+from data_pipeline.selection.passes import HEAD, TakeTask, take_part
 from data_pipeline.selection.stage import SelectStage
 from data_pipeline.sources import JsonlSource
 from tests.data_pipeline.selection import mixtures
@@ -157,10 +163,45 @@ def test_the_numbers_tell_what_was_done(context, english):
 
 def test_what_a_killed_run_left_is_cleared_away(context, english):
     (context.folder / ".selected.jsonl.1.tmp").write_text("half")
+    (context.folder / ".selected.jsonl.part-9.tmp").write_text("half")
     (context.folder / ".scorer").write_text("half")
     stage(english).run(context)
     made = {path.name for path in context.folder.iterdir()}
     assert made == {"selected.jsonl", "results.json", "read.json"}
+
+
+@dataclass(frozen=True)
+class Many:
+    """A part of so many documents with one text, which are nowhere held."""
+
+    number: int
+    text: str
+
+    def read(self):
+        return (Document(self.text, str(at), str(at)) for at in range(self.number))
+
+
+def taken(part, target):
+    everything = np.arange(part.number)
+    return take_part(TakeTask(part, part.number, everything, np.zeros(part.number), [0], target))
+
+
+def test_what_is_taken_of_a_large_part_is_not_held(tmp_path):
+    tracemalloc.start()
+    try:
+        shown = taken(Many(400, "a" * (1 << 16)), tmp_path / "taken")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "taken").stat().st_size > 400 << 16
+    assert peak < 4 << 20
+    assert shown[0]["begins"] == "a" * HEAD
+
+
+def test_half_a_surrogate_pair_is_what_it_is_in_a_corpus(tmp_path):
+    taken(Many(1, "caf\ud800"), tmp_path / "taken.jsonl")
+    (document,) = JsonlSource(path=str(tmp_path / "taken.jsonl")).documents(Path)
+    assert document.text == "caf\ufffd" == normalise("caf\ud800")
 
 
 def test_the_outcome_does_not_depend_on_processes_or_on_the_run(context, english, tmp_path):

@@ -1,7 +1,8 @@
 """Evaluation rows in pretraining text: which corpora of a recipe are not guarded against them.
 
 Told from the recipe alone: a corpus that a pretraining stage trains on must be decontaminated
-against the dev and test rows of every task that is fine-tuned, or hold the task's groups out.
+against the dev and test rows of every task that is fine-tuned, or hold the task's groups out. No
+guard looks at the side that is held out: whoever trains on that may train on such rows.
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,9 +53,16 @@ def leaks(stages: Mapping[str, StageConfig]) -> Iterator[Problem]:
         for name, stage in stages.items()
         if isinstance(stage, FinetuneStage)
     ]
-    for (prepare, name), readers in _trained_on(stages).items():
+    for (prepare, name, side), readers in _trained_on(stages).items():
         stage = stages[prepare]
         if not isinstance(stage, PrepareStage) or name not in stage.corpora:
+            continue
+        if side == "held_out" and tasks:
+            message = (
+                f"{', '.join(readers)} trains on its held-out side, from which no evaluation rows "
+                "are taken out; train on corpora/.../train"
+            )
+            yield Problem(("stages", prepare, "corpora", name), message)
             continue
         for task in tasks:
             missing = task.missing_in(stage.corpora[name])
@@ -67,17 +75,17 @@ def leaks(stages: Mapping[str, StageConfig]) -> Iterator[Problem]:
                 yield Problem(("stages", prepare, "corpora", name), message)
 
 
-def _trained_on(stages: Mapping[str, StageConfig]) -> dict[tuple[str, str], list[str]]:
-    """(prepare stage, corpus) -> the pretraining stages that read its train side."""
-    found: dict[tuple[str, str], list[str]] = {}
+def _trained_on(stages: Mapping[str, StageConfig]) -> dict[tuple[str, str, str], list[str]]:
+    """(prepare stage, corpus, side) -> the pretraining stages that train on it."""
+    found: dict[tuple[str, str, str], list[str]] = {}
     for name, stage in stages.items():
         if not isinstance(stage, PretrainStage):
             continue
         for source in stage.data.sources.values():
             prepare, rest = split_location(source.shards)
             parts = PurePosixPath(rest).parts
-            if prepare is not None and len(parts) == 3 and parts[::2] == ("corpora", "train"):
-                readers = found.setdefault((prepare, parts[1]), [])
+            if prepare is not None and len(parts) == 3 and parts[0] == "corpora":
+                readers = found.setdefault((prepare, parts[1], parts[2]), [])
                 readers.extend([name] if name not in readers else [])
     return found
 

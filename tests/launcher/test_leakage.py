@@ -39,6 +39,12 @@ def test_holding_out_the_groups_of_the_task_is_a_guard():
     assert len(found(UNGUARDED, other)) == 1
 
 
+def test_training_on_what_is_held_out_is_told_whatever_guards_there_are():
+    shards = "stage:prepare/corpora/domain/held_out"
+    (message,) = found(f"stages.dapt.data.sources.domain.shards={shards}").values()
+    assert message.startswith("dapt trains on its held-out side")
+
+
 def test_strict_recipes_are_refused_with_file_and_line():
     load_recipe(RECIPES / "dapt_tapt.yaml", ["strict=true"])
     with pytest.raises(RecipeError, match=r"dapt_tapt\.yaml.*corpora\.domain: dapt"):

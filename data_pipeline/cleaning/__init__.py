@@ -15,7 +15,7 @@ from data_pipeline.cleaning.decontaminate import (
     Hit,
     refuse_contaminated,
 )
-from data_pipeline.cleaning.exact_duplicates import first_occurrences, text_digest
+from data_pipeline.cleaning.exact_duplicates import text_digest
 from data_pipeline.cleaning.filters import AnyFilter, Filter
 from data_pipeline.cleaning.near_duplicates import NearDuplicates, near_duplicates
 from data_pipeline.cleaning.normalise import normalise
@@ -40,7 +40,6 @@ __all__ = [
     "Split",
     "Splitter",
     "clean_part",
-    "first_occurrences",
     "near_duplicates",
     "normalise",
     "read_names",

@@ -19,7 +19,6 @@ from data_pipeline.cleaning import (
     Split,
     Splitter,
     clean_part,
-    first_occurrences,
     normalise,
     read_names,
     read_signatures,
@@ -105,18 +104,6 @@ def test_looking_for_unusual_characters_agrees_with_the_patterns():
             plain = _SURROGATES.sub("\ufffd", _DROPPED.sub("", _LINE_END.sub("\n", text)))
             expected = unicodedata.normalize("NFC", plain)
             assert normalise(text) == "\n".join(map(str.rstrip, expected.split("\n"))).strip()
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.sampled_from("abcdefg"), max_size=40))
-def test_the_first_of_equal_texts_stays(texts):
-    found = first_occurrences(b"".join(map(text_digest, texts)))
-    assert found.tolist() == [text not in texts[:i] for i, text in enumerate(texts)]
-
-
-def test_digests_that_share_a_half_are_told_apart():
-    one, two, three = bytes(16), bytes(8) + b"\x01" * 8, b"\x01" * 8 + bytes(8)
-    assert first_occurrences(one + two + three + two).tolist() == [True, True, True, False]
 
 
 def test_a_share_of_groups_is_held_out():

@@ -14,6 +14,7 @@ MODULES = {
     "D4": "mask",
     "P6": "waiting",
     "remote": "remote",
+    "cleaning": "cleaning",
     "cpu_attention": "cpu_attention",
 }
 """The file of each benchmark."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from configs.errors import DataError, ResourceError
+from data_pipeline.disk import fsync_path
 from data_pipeline.persistence import (
     Patience,
     given_up,
@@ -152,7 +153,8 @@ def fetch(
                 raise given_up(url, wrong, attempt, time.monotonic() - begun)
             time.sleep(wait)
         with _writing(target):
-            _settle(temporary, target)
+            temporary.replace(target)
+            fsync_path(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -193,15 +195,6 @@ def _copy(url: str, path: Path, size: int | None, patience: Patience, until: flo
                 sink.flush()
                 os.fsync(sink.fileno())
     return _Copied(total, digest.hexdigest())
-
-
-def _settle(temporary: Path, target: Path) -> None:
-    temporary.replace(target)
-    descriptor = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

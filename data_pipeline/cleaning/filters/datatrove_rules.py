@@ -1,12 +1,14 @@
 """How datatrove's rules are asked about one text: without its pipelines, and without its models."""
 
+from abc import abstractmethod
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs.errors import RecipeError
-from data_pipeline.cleaning.filters.filter import Judge, Refusal
+from data_pipeline.cleaning.filters.filter import Filter, Judge, Refusal
 from data_pipeline.cleaning.packages import require
 
 if TYPE_CHECKING:
@@ -27,16 +29,43 @@ class Rules(Protocol):
         ...
 
 
-def check_rules(name: str, language: str) -> None:
-    """RecipeError when datatrove's rules cannot be asked in this language."""
-    if language in UNSPACED:
-        msg = (
-            f"filter {name}: words of '{language}' cannot be told; "
-            "give zh, or a language with space between words"
-        )
-        raise RecipeError(msg)
-    for package in ("datatrove", *(("rjieba",) if language == "zh" else ())):
-        require(package, f"filter {name}")
+class DatatroveFilter(Filter):
+    """Base of the filters that are datatrove's: their keys are those of its classes.
+
+    Class attributes:
+        CHINESE: what other defaults ``language: zh`` has.
+    """
+
+    CHINESE: ClassVar[Mapping[str, Any]]
+
+    language: str = Field(default="en", pattern=r"^[a-z]{2,3}$")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_language(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("language") == "zh":
+            return {**cls.CHINESE, **values}
+        return values
+
+    @staticmethod
+    @abstractmethod
+    def rules() -> type[Any]:
+        """Its class in datatrove; imports it."""
+
+    def check(self) -> None:
+        """RecipeError when a package is absent, or words of the language cannot be told."""
+        if self.language in UNSPACED:
+            msg = (
+                f"filter {self.title}: words of '{self.language}' cannot be told; "
+                "give zh, or a language with space between words"
+            )
+            raise RecipeError(msg)
+        for package in ("datatrove", *(("rjieba",) if self.language == "zh" else ())):
+            require(package, f"filter {self.title}")
+
+    def build(self, notes: Counter[str]) -> Judge:
+        self.check()
+        return judge_by(self.rules(), self.model_dump(exclude={"name"}), notes)
 
 
 def judge_by(rules: type[Any], given: dict[str, Any], notes: Counter[str]) -> Judge:

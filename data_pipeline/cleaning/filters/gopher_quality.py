@@ -1,31 +1,18 @@
 """Gopher's quality rules (Rae et al. 2021, appendix A.1), by datatrove."""
 
-from collections import Counter
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from data_pipeline.cleaning.filters.datatrove_rules import (
-    PositiveShare,
-    check_rules,
-    judge_by,
-)
-from data_pipeline.cleaning.filters.filter import Filter, Judge
+from data_pipeline.cleaning.filters.datatrove_rules import DatatroveFilter, PositiveShare
 
 Positive = Annotated[float, Field(gt=0)]
 
-# FineWeb 2's thresholds for cmn_Hani (Penedo et al. 2025), which come from the statistics of
-# Chinese text.
-CHINESE = {
-    "min_avg_word_length": 1,
-    "max_avg_word_length": 5,
-    "max_non_alpha_words_ratio": 0.735,
-    "stop_words": tuple("的年在月是和日了於·為有被人中为他與後也而由"),
-}
 _ENGLISH_STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
 
-class GopherQuality(Filter):
+class GopherQuality(DatatroveFilter):
     """Word count, word length, signs, bullets, ellipses, letters, stop words.
 
     The keys are datatrove's; null turns a rule off. The defaults are the paper's, for English;
@@ -35,8 +22,16 @@ class GopherQuality(Filter):
         max_non_alpha_words_ratio: despite its name the least share of words with a letter.
     """
 
+    # FineWeb 2's thresholds for cmn_Hani (Penedo et al. 2025), which come from the statistics of
+    # Chinese text.
+    CHINESE: ClassVar[Mapping[str, Any]] = {
+        "min_avg_word_length": 1,
+        "max_avg_word_length": 5,
+        "max_non_alpha_words_ratio": 0.735,
+        "stop_words": tuple("的年在月是和日了於·為有被人中为他與後也而由"),
+    }
+
     name: Literal["gopher_quality"] = "gopher_quality"
-    language: str = Field(default="en", pattern=r"^[a-z]{2,3}$")
     min_doc_words: int = Field(default=50, ge=1)
     max_doc_words: Annotated[int, Field(ge=1)] | None = 100_000
     min_avg_word_length: Positive | None = 3
@@ -48,13 +43,6 @@ class GopherQuality(Filter):
     min_stop_words: Annotated[int, Field(ge=1)] | None = 2
     stop_words: tuple[str, ...] = _ENGLISH_STOP_WORDS
 
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_language(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("language") == "zh":
-            return CHINESE | values
-        return values
-
     @model_validator(mode="after")
     def _stop_words_given(self) -> "GopherQuality":
         own = self.language not in {"en", "zh"} and self.stop_words == _ENGLISH_STOP_WORDS
@@ -63,12 +51,9 @@ class GopherQuality(Filter):
             raise ValueError(msg)
         return self
 
-    def check(self) -> None:
-        """RecipeError when a package is absent, or words of the language cannot be told."""
-        check_rules(self.name, self.language)
-
-    def build(self, notes: Counter[str]) -> Judge:
-        self.check()
+    @staticmethod
+    def rules() -> type[Any]:
         from datatrove.pipeline.filters.gopher_quality_filter import GopherQualityFilter
 
-        return judge_by(GopherQualityFilter, self.model_dump(exclude={"name"}), notes)
+        found: type[Any] = GopherQualityFilter
+        return found

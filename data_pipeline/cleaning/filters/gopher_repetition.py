@@ -1,32 +1,16 @@
 """Gopher's repetition rules (Rae et al. 2021, table A1), by datatrove."""
 
-from collections import Counter
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from data_pipeline.cleaning.filters.datatrove_rules import (
-    PositiveShare,
-    Share,
-    check_rules,
-    judge_by,
-)
-from data_pipeline.cleaning.filters.filter import Filter, Judge
+from data_pipeline.cleaning.filters.datatrove_rules import DatatroveFilter, PositiveShare, Share
 
 NgramShare = tuple[Annotated[int, Field(ge=1, le=64)], Share]
 
-# FineWeb 2's thresholds for cmn_Hani (Penedo et al. 2025), without the rules it leaves out.
-CHINESE = {
-    "dup_line_frac": 0.287,
-    "dup_para_frac": None,
-    "dup_line_char_frac": None,
-    "dup_para_char_frac": None,
-    "top_n_grams": ((2, 0.256), (3, 0.201), (4, 0.171)),
-    "dup_n_grams": ((5, 0.198), (6, 0.182), (7, 0.167), (8, 0.154), (9, 0.14), (10, 0.127)),
-}
 
-
-class GopherRepetition(Filter):
+class GopherRepetition(DatatroveFilter):
     """Lines, paragraphs and word n-grams that make up too much of a text.
 
     The keys are datatrove's; null or an empty list turns a rule off. The defaults are the
@@ -37,8 +21,17 @@ class GopherRepetition(Filter):
         dup_n_grams: (n, share of the characters that repeated n-grams may have).
     """
 
+    # FineWeb 2's thresholds for cmn_Hani (Penedo et al. 2025), without the rules it leaves out.
+    CHINESE: ClassVar[Mapping[str, Any]] = {
+        "dup_line_frac": 0.287,
+        "dup_para_frac": None,
+        "dup_line_char_frac": None,
+        "dup_para_char_frac": None,
+        "top_n_grams": ((2, 0.256), (3, 0.201), (4, 0.171)),
+        "dup_n_grams": ((5, 0.198), (6, 0.182), (7, 0.167), (8, 0.154), (9, 0.14), (10, 0.127)),
+    }
+
     name: Literal["gopher_repetition"] = "gopher_repetition"
-    language: str = Field(default="en", pattern=r"^[a-z]{2,3}$")
     dup_line_frac: PositiveShare | None = 0.3
     dup_para_frac: PositiveShare | None = 0.3
     dup_line_char_frac: PositiveShare | None = 0.2
@@ -53,19 +46,9 @@ class GopherRepetition(Filter):
         (10, 0.10),
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_language(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("language") == "zh":
-            return CHINESE | values
-        return values
-
-    def check(self) -> None:
-        """RecipeError when a package is absent, or words of the language cannot be told."""
-        check_rules(self.name, self.language)
-
-    def build(self, notes: Counter[str]) -> Judge:
-        self.check()
+    @staticmethod
+    def rules() -> type[Any]:
         from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetitionFilter
 
-        return judge_by(GopherRepetitionFilter, self.model_dump(exclude={"name"}), notes)
+        found: type[Any] = GopherRepetitionFilter
+        return found

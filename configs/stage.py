@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from configs.errors import DataError, RecipeError
 from configs.schema import Config
+from configs.stop import StopRequest
 
 STAGE_PREFIX = "stage:"
 
@@ -50,6 +51,7 @@ class StageContext:
         inputs: the earlier stages it names, by name. During ``check`` a stage that has not
             run yet is absent from it.
         share: of a stage that runs on every host: which of the hosts this is.
+        stop: of this process alone: what asks a stage in mid-run to save its state and end.
     """
 
     name: str
@@ -58,6 +60,7 @@ class StageContext:
     key: str
     inputs: Mapping[str, Artifact]
     share: Share = Share()
+    stop: StopRequest = field(default_factory=StopRequest, compare=False)
 
     def locate(self, location: str) -> Path:
         """The path behind ``stage:NAME/rest`` or a plain path; DataError if nothing is there."""

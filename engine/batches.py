@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
+from engine import faults
 from engine.protocols import Batch
 
 _Item = Sequence[Batch] | BaseException | None
@@ -75,6 +76,7 @@ class Batches(Iterator[Sequence[Batch]]):
             for step in self._range:
                 if self._closed.is_set():
                     return
+                faults.reached("data", step=step)
                 self._put([pinned(batch) for batch in self._make(step)])
         except BaseException as error:  # handed on to the thread that reads
             self._put(error)

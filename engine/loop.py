@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from configs.errors import DataError
+from configs.errors import DataError, Preempted
 from data_pipeline.randomness import keyed
+from engine import faults
 from engine.protocols import Batch, Hook, Progress, Run, StepRecord
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ def train(run: Run, progress: Progress | None = None) -> Progress:
     """Step from ``progress`` to ``run.steps``; everything else is a hook.
 
     A hook whose ``on_start`` was called gets its ``on_end``, also when a step or a hook raises.
+
+    Raises:
+        Preempted: ``run.stop`` was agreed on; the hooks have saved the state by then.
     """
     now = [progress or Progress()]
     with ExitStack() as ending:
@@ -26,11 +30,23 @@ def train(run: Run, progress: Progress | None = None) -> Progress:
             ending.callback(_end, hook, run, now)
             hook.on_start(run.backend, now[0])
         while now[0].step < run.steps:
+            if run.stop:
+                run.stop.begin()
             record = train_step(run, now[0].step)
             now[0] = Progress(now[0].step + 1)
+            if run.stop:
+                run.stop.agreed()
             for hook in run.hooks:
                 hook.after_step(run.backend, now[0], record)
+            _end_if_asked(run, now[0])
     return now[0]
+
+
+def _end_if_asked(run: Run, progress: Progress) -> None:
+    """Preempted, if that was agreed on before the last step's hooks ended."""
+    if run.stop and run.stop.is_agreed and progress.step < run.steps:
+        msg = f"stopped after step {progress.step} of {run.steps}, its state saved; run again"
+        raise Preempted(msg)
 
 
 def train_step(run: Run, step: int) -> StepRecord:
@@ -42,16 +58,22 @@ def train_step(run: Run, step: int) -> StepRecord:
     wanted = counts[0].clamp(min=1.0)
     losses: Tensor | None = None
     for index, batch in enumerate(micro_batches):
-        torch.manual_seed(keyed(run.seed, "dropout", step, index, backend.rank))
+        # The same rows get the same dropout on any number of ranks.
+        number = backend.rank * backend.accumulation + index
+        torch.manual_seed(keyed(run.seed, "dropout", step, number))
+        faults.reached("forward", step=step)
         loss = backend.forward(batch)
+        faults.reached("backward", step=step)
         backend.backward(loss, wanted)
         parts = torch.cat([loss.total.detach().float().reshape(1), loss.by_source])
         losses = parts if losses is None else losses + parts
-    lr = run.lr * run.schedule.factor(step, run.steps)
-    backend.step(lr)
     if losses is None:
         msg = f"step {step}: no micro-batches"
         raise DataError(msg)
+    lr = run.lr * run.schedule.factor(step, run.steps)
+    permit = run.guard.judge(backend, step, losses, counts) if run.guard else None
+    faults.reached("optimizer", step=step)
+    backend.step(lr, permit)
     norm = backend.gradient_norm()
     return StepRecord(losses, counts, norm, lr, perf_counter() - began, backend.skipped())
 

@@ -125,6 +125,9 @@ class Fragment:
     tensor: "Tensor"
 
 
+Permit = Callable[["Tensor | float"], bool]
+"""(global gradient norm before clipping) -> whether the step is taken; equal on every rank."""
+
 ReadRange = Callable[[str, str, int, int], "Tensor"]
 """(parameter name, key, start, length) -> fp32 [length] from a checkpoint."""
 
@@ -150,8 +153,11 @@ class Backend(Protocol):
         """Add the gradient of ``total / count``; ``count``, a scalar, is the global batch's."""
         ...
 
-    def step(self, lr: float) -> None:
-        """Clip and update, after the last micro-batch. ``lr`` times each group's ``lr_scale``."""
+    def step(self, lr: float, permit: Permit | None = None) -> None:
+        """Clip and update, after the last micro-batch. ``lr`` times each group's ``lr_scale``.
+
+        Where ``permit`` refuses, no weight and no optimizer state changes, on any rank.
+        """
         ...
 
     def gradient_norm(self) -> "Tensor | float":
@@ -159,7 +165,7 @@ class Backend(Protocol):
         ...
 
     def skipped(self) -> bool:
-        """True if the last step changed nothing, since fp16's scaled gradient overflowed."""
+        """True if the last step changed nothing: an overflow, or ``permit`` refused."""
         ...
 
     def sum_over_ranks(self, tensor: "Tensor") -> "Tensor":
@@ -200,7 +206,7 @@ class StepRecord:
         gradient_norm: global norm before clipping.
         lr: the rate the step was taken with.
         seconds: wall time of the step on this rank.
-        skipped: the step changed nothing, since fp16's scaled gradient overflowed.
+        skipped: the step changed nothing: fp16's scaled gradient overflowed, or a guard refused.
     """
 
     losses: "Tensor"
@@ -234,6 +240,35 @@ class Hook:
         del state
 
 
+class Stop(Protocol):
+    """Whether the run is to end early with its state saved; all ranks come to one answer."""
+
+    @property
+    def is_agreed(self) -> bool:
+        """The last answer, without asking again; once True it stays so."""
+        ...
+
+    def begin(self) -> None:
+        """Begin to ask all ranks, without waiting; every rank calls it."""
+        ...
+
+    def agreed(self) -> bool:
+        """The answer (asks, if nobody has begun to); every rank must call it."""
+        ...
+
+
+class StepGuard(Protocol):
+    """What judges a step before it changes the model. It is one of the run's hooks, too."""
+
+    def avoids(self, step: int) -> bool:
+        """Whether nothing is to be learned from this step's rows; equal on every rank."""
+        ...
+
+    def judge(self, backend: Backend, step: int, losses: "Tensor", counts: "Tensor") -> Permit:
+        """What decides on the step; ``losses`` and ``counts`` as in StepRecord."""
+        ...
+
+
 class Schedule(Protocol):
     """Learning rate as a pure function of the step."""
 
@@ -249,7 +284,9 @@ class Run:
     Attributes:
         batches: this rank's micro-batches of each step, from the step it starts at.
         lr: peak learning rate.
-        seed: of the run; dropout is seeded by (seed, step, micro-step, rank).
+        seed: of the run; dropout is seeded by (seed, step, number of the micro-batch in the step).
+        guard: judges each step; None: every step is taken, and nothing is read before it.
+        stop: what may end the run early; None: nothing.
     """
 
     backend: Backend
@@ -259,3 +296,5 @@ class Run:
     steps: int
     seed: int
     hooks: Sequence[Hook] = field(default_factory=tuple)
+    guard: StepGuard | None = None
+    stop: Stop | None = None

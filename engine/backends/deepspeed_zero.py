@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from configs.deepspeed_json import (
@@ -17,7 +17,7 @@ from configs.deepspeed_json import (
 from configs.errors import RecipeError, ResourceError
 from configs.schema import Config
 from data_pipeline.randomness import keyed
-from engine.protocols import Batch, Fragment, Loss, ReadRange, WeightPenalty
+from engine.protocols import Batch, Fragment, Loss, Permit, ReadRange, WeightPenalty
 
 if TYPE_CHECKING:
     import torch
@@ -165,6 +165,7 @@ class DeepSpeedBackend:
         self._micro_batch = 0
         self._norm: Tensor | float = 0.0
         self._skipped = False
+        self._is_held = False
         self._engine.train()
 
     def forward(self, batch: Batch) -> Loss:
@@ -187,30 +188,40 @@ class DeepSpeedBackend:
         self._engine.backward(loss.total * scale)
         self._micro_batch += 1
 
-    def step(self, lr: float) -> None:
-        """Clip and update."""
+    def step(self, lr: float, permit: Permit | None = None) -> None:
+        """Clip and update; not at all if ``permit`` refuses."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         if self._stage == 0:
             # There DeepSpeed clips without telling the norm; the gradients are reduced by now.
             self._norm = self._whole_norm()
         skipped_before = self._engine.skipped_steps
+        held = _Held(permit, self._norm_now) if permit else None
+        self._optimizer.permit = held
         self._engine.step()
         self._micro_batch = 0
         if self._stage > 0:
-            self._norm = _marked(self._engine.get_global_grad_norm())
+            self._norm = self._norm_now()
+        if held is not None and held.is_held:
+            # DeepSpeed has gone through its motions and counts a step that changed nothing.
+            self._engine.skipped_steps += 1
+        self._is_held = held is not None and held.is_held
         self._skipped = self._engine.skipped_steps > skipped_before
+
+    def _norm_now(self) -> "Tensor | float":
+        """The norm of the step that is being taken; DeepSpeed knows it before it updates."""
+        return self._norm if self._stage == 0 else _marked(self._engine.get_global_grad_norm())
 
     def gradient_norm(self) -> "Tensor | float":
         """Global norm before clipping, of the last step."""
         return self._norm
 
     def skipped(self) -> bool:
-        """Whether fp16's gradient overflowed at the last step.
+        """Whether fp16's gradient overflowed at the last step, or it was refused.
 
         DeepSpeed skips in fp32 and bf16, too, at some stages; there it is an error, as elsewhere.
         """
-        return self._skipped and self._fp16() is not None
+        return self._is_held or (self._skipped and self._fp16() is not None)
 
     def sum_over_ranks(self, tensor: "Tensor") -> "Tensor":
         """The elementwise sum over all ranks, on the device."""
@@ -265,6 +276,25 @@ class DeepSpeedBackend:
 
         gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
+
+
+class _Held:
+    """A permit asked once a step, however often DeepSpeed calls the optimizer in it."""
+
+    def __init__(self, permit: Permit, norm: "Callable[[], Tensor | float]") -> None:
+        self._permit = permit
+        self._norm = norm
+        self._answer: bool | None = None
+
+    def __call__(self) -> bool:
+        if self._answer is None:
+            self._answer = self._permit(self._norm())
+        return self._answer
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it was asked, and refused."""
+        return self._answer is False
 
 
 def _marked(norm: "Tensor | float") -> "Tensor | float":

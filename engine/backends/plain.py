@@ -15,7 +15,7 @@ from configs.deepspeed_json import (
 from configs.errors import RecipeError
 from configs.schema import Config
 from data_pipeline.randomness import keyed
-from engine.protocols import Batch, Fragment, Loss, ReadRange, WeightPenalty
+from engine.protocols import Batch, Fragment, Loss, Permit, ReadRange, WeightPenalty
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +102,7 @@ class PlainBackend:
         self._optimizer = optimizer.build(learner, penalties)
         self._norm: Tensor | float = 0.0
         self._skipped = 0
+        self._is_held = False
         # fp32 weights by parameter: the parameter itself, or its master copy.
         self._masters = {name: p for name, p in learner.named_parameters() if p.requires_grad}
         self._low_precision = precision(values) == "bf16"
@@ -130,8 +131,8 @@ class PlainBackend:
             master.grad = gradient if master.grad is None else master.grad.add_(gradient)
             parameter.grad = None
 
-    def step(self, lr: float) -> None:
-        """Clip and update."""
+    def step(self, lr: float, permit: Permit | None = None) -> None:
+        """Clip and update; not at all if ``permit`` refuses."""
         import torch
 
         gradients = [p.grad for p in self._masters.values() if p.grad is not None]
@@ -142,17 +143,20 @@ class PlainBackend:
             torch._foreach_mul_(gradients, 1.0 / excess)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        self._optimizer.step()
+        self._is_held = permit is not None and not permit(self._norm)
+        self._skipped += self._is_held
+        if not self._is_held:
+            self._optimizer.step()
+            self._refresh()
         self._optimizer.zero_grad(set_to_none=True)
-        self._refresh()
 
     def gradient_norm(self) -> "Tensor | float":
         """Global norm before clipping, of the last step."""
         return self._norm
 
     def skipped(self) -> bool:
-        """Never: there is no loss scale to lower."""
-        return False
+        """Whether the last step was refused; there is no loss scale to lower."""
+        return self._is_held
 
     def sum_over_ranks(self, tensor: "Tensor") -> "Tensor":
         """The tensor on the device: there is one rank."""
@@ -181,7 +185,7 @@ class PlainBackend:
         self._refresh()
 
     def extra_state(self) -> dict[str, Any]:
-        """Steps that an fp16 run before this one skipped."""
+        """Steps that changed nothing: refused ones, and those that an fp16 run before skipped."""
         return {"skipped_steps": self._skipped}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:

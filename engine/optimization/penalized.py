@@ -26,6 +26,8 @@ class PenalizedAdamW(torch.optim.AdamW):
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=True)
         self._penalties = tuple(penalties)
+        self.permit: Callable[[], bool] | None = None
+        """Asked before anything changes, in every call of ``step``; None: always."""
 
     @property
     def state_keys(self) -> tuple[str, ...]:
@@ -43,7 +45,9 @@ class PenalizedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch's has overloads
-        """Add the penalties' gradients, then AdamW."""
+        """Add the penalties' gradients, then AdamW; nothing at all if ``permit`` refuses."""
+        if self.permit is not None and not self.permit():
+            return None
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

@@ -1,0 +1,45 @@
+"""A request to stop with the state saved: made by a signal's thread, heeded between steps."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StopRequest:
+    """What one process has been asked; safe to use from any thread.
+
+    Attributes:
+        why: what asked first, such as ``SIGTERM``; empty if nobody has.
+        is_heeded: somebody looks at it regularly and will save; otherwise nobody waits for that.
+    """
+
+    def __init__(self) -> None:
+        self.why = ""
+        self.is_heeded = False
+        self.asked_at = 0.0
+        self._asked = threading.Event()
+
+    def __reduce__(self) -> tuple[type["StopRequest"], tuple[()]]:
+        """In another process it is a request of its own."""
+        return StopRequest, ()
+
+    def ask(self, why: str) -> None:
+        """Ask to save and end; the first reason stays."""
+        if not self._asked.is_set():
+            self.why, self.asked_at = why, time.monotonic()
+            self._asked.set()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody has asked this process."""
+        return self._asked.is_set()
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Within it the caller looks at ``is_asked`` again and again, and saves when it is set."""
+        self.is_heeded = True
+        try:
+            yield
+        finally:
+            self.is_heeded = False

@@ -57,7 +57,7 @@ class ValidationConfig(Config):
 class PretrainStage(StageConfig):
     """Continued pretraining (or pretraining from random weights) of one model on one mixture."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     RUNS: ClassVar[Runs] = "ranks"
     UNKEYED: ClassVar[frozenset[str]] = frozenset(
         {"log_every", "checkpoint", "data.verify", "data.mode", "data.cache"}

@@ -1,13 +1,15 @@
-"""What several packages' tests share: DeepSpeed's operator for the CPU, built once."""
+"""What several packages' tests share: DeepSpeed's operator for the CPU, and warm workers."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from launcher.environment import cores, worker_environment
+from tests.warm import WarmWorkers
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,3 +33,10 @@ def operators() -> dict[str, str]:
     )
     assert done.returncode == 0, done.stderr
     return {name: made[name] for name in ("ONWARD_CACHE", "DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR")}
+
+
+@pytest.fixture(scope="session")
+def warm(operators: dict[str, str]) -> Iterator[WarmWorkers]:
+    """Starts ranks that have imported everything; see tests/warm.py."""
+    with WarmWorkers(operators) as workers:
+        yield workers

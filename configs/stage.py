@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from configs.errors import DataError, RecipeError
 from configs.schema import Config
@@ -109,6 +109,8 @@ class StageConfig(Config, ABC):
         APPENDED: dotted paths of fields that may grow while the stage is unfinished, as long as
             what has been done stays as it was, which ``run`` and ``check`` see to. Left out of
             its key; of a finished stage they must be what it was made with.
+        REDRAWN: names in ``shared_out`` by which random numbers are drawn: where such a one
+            changes on the way, dropout falls elsewhere.
         KEPT: globs of what an unfinished stage may have in its folder that cost much. While one is
             there, a change of the stage's key is refused until the user asks for ``--redo``;
             otherwise it is begun anew, in an empty folder.
@@ -118,6 +120,7 @@ class StageConfig(Config, ABC):
     RUNS: ClassVar[Runs] = "once"
     UNKEYED: ClassVar[frozenset[str]] = frozenset()
     APPENDED: ClassVar[frozenset[str]] = frozenset()
+    REDRAWN: ClassVar[frozenset[str]] = frozenset()
     KEPT: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
@@ -126,6 +129,23 @@ class StageConfig(Config, ABC):
 
         Called again after an interruption with the same key: it goes on from what it finds.
         """
+
+    def keyed_facts(self) -> dict[str, Any]:
+        """What decides on what it makes, JSON-able: its config, or what parts of that amount to.
+
+        Such as a part that says one thing in several ways, or that says, too, what changes nothing.
+        UNKEYED and APPENDED are still in it.
+        """
+        return self.model_dump(mode="json")
+
+    def shared_out(self, ranks: int) -> dict[str, str | int]:
+        """Of a stage that runs on ranks: how they share the work, fact -> value.
+
+        These may change between an interruption and the next start, but sums are rounded otherwise
+        then, which is told.
+        """
+        del ranks
+        return {}
 
     def check(self, context: StageContext) -> None:
         """Raise the OnwardError that ``run`` would meet, as far as can be told without running."""

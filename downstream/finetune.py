@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, StringConstraints, field_validator
 
+from configs import deepspeed_facts
+from configs.deepspeed_json import read_deepspeed
 from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline.example import Example
 from data_pipeline.randomness import keyed
@@ -48,6 +50,7 @@ class FinetuneStage(StageConfig):
     """
 
     RUNS: ClassVar[Runs] = "ranks"
+    REDRAWN: ClassVar[frozenset[str]] = frozenset({deepspeed_facts.MICRO_BATCH})
     KEPT: ClassVar[frozenset[str]] = frozenset({"cells/*.json"})
 
     kind: Literal["finetune"] = "finetune"
@@ -79,6 +82,16 @@ class FinetuneStage(StageConfig):
         distributed.wait_for_all()
         fingerprint = table.gather() if distributed.rank() == 0 else ""
         return str(distributed.broadcast_object(fingerprint))
+
+    def keyed_facts(self) -> dict[str, Any]:
+        """The config, and of the backend what changes more than rounding."""
+        facts = deepspeed_facts.computed(read_deepspeed(self.backend.config))
+        return super().keyed_facts() | {"backend": facts}
+
+    def shared_out(self, ranks: int) -> dict[str, str | int]:
+        """ZeRO stage, offload, micro-batch, and which backend it is; plain cells are alone."""
+        values, name = read_deepspeed(self.backend.config), self.backend.name
+        return deepspeed_facts.shared_out(values, name, 1 if name == "plain" else ranks)
 
     def check(self, context: StageContext) -> None:
         """Task, models and the batch split against one another."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
-from configs.deepspeed_json import BatchPlan
+from configs import deepspeed_facts
+from configs.deepspeed_json import BatchPlan, read_deepspeed
 from configs.errors import DataError
 from configs.schema import Config
 from configs.stage import Runs, StageConfig, StageContext
@@ -64,6 +65,7 @@ class PretrainStage(StageConfig):
     )
     # The cursor of a checkpoint tells whether what has been read is still the same.
     APPENDED: ClassVar[frozenset[str]] = frozenset({"data.changes", "data.skip"})
+    REDRAWN: ClassVar[frozenset[str]] = frozenset({deepspeed_facts.MICRO_BATCH})
     KEPT: ClassVar[frozenset[str]] = frozenset({"checkpoints/step-*"})
 
     kind: Literal["pretrain"] = "pretrain"
@@ -102,6 +104,16 @@ class PretrainStage(StageConfig):
         parts = assemble(self, context)
         step = train_from_newest(parts)
         return distributed.on_first(lambda: export_step(self, context, step))
+
+    def keyed_facts(self) -> dict[str, Any]:
+        """The config, and of the backend what changes more than rounding."""
+        facts = deepspeed_facts.computed(read_deepspeed(self.backend.config))
+        return super().keyed_facts() | {"backend": facts}
+
+    def shared_out(self, ranks: int) -> dict[str, str | int]:
+        """ZeRO stage, offload, micro-batch, and which backend it is."""
+        values = read_deepspeed(self.backend.config)
+        return deepspeed_facts.shared_out(values, self.backend.name, ranks)
 
     def check(self, context: StageContext) -> None:
         """Data, tokenizer, batch split and checkpoint against one another, running nothing."""

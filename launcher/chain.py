@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from configs.errors import CheckpointError, DataError, OnwardError, RecipeError, ResourceError
 from configs.stage import Artifact, Share, StageConfig, StageContext
 from configs.yaml_source import nearest
+from launcher.begun import Begun
 from launcher.interruption import Interrupted
 from launcher.links import ChainRecipe, inputs_of
 from launcher.run_folder import Failure, RunFolder, Status, Workers, make_folder, now
@@ -23,7 +23,6 @@ _SHOWN = 6
 _LONGEST = 200
 """Characters of a value that are shown of a change."""
 _ABSENT = object()
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ def _is_worth_keeping(stage: StageConfig, status: Status, folder: Path) -> bool:
 
     Not so an attempt that came to nothing: a recipe is corrected after each error that it gives.
     """
-    of_this_kind = status.config.get("kind") == stage.model_dump(mode="json").get("kind")
+    of_this_kind = status.config.get("kind") == stage.keyed_facts().get("kind")
     if status.state == "done" or status.submitted or not of_this_kind:
         return True
     return any(True for pattern in stage.KEPT for _ in folder.glob(pattern))
@@ -109,7 +108,7 @@ def stage_key(stage: StageConfig, seed: int, inputs: Mapping[str, Artifact]) -> 
     Of the config without UNKEYED, and without APPENDED: that may grow on the way to the result.
     """
     facts = {
-        "config": _without(stage.model_dump(mode="json"), stage.UNKEYED | stage.APPENDED),
+        "config": _without(stage.keyed_facts(), stage.UNKEYED | stage.APPENDED),
         "version": stage.VERSION,
         "seed": seed,
         "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
@@ -126,9 +125,7 @@ def _changes(
     if status.version != stage.VERSION:
         yield f"the code of this kind of stage: version {status.version} -> {stage.VERSION}"
     apart = stage.UNKEYED if status.state == "done" else stage.UNKEYED | stage.APPENDED
-    yield from _differences(
-        _without(status.config, apart), _without(stage.model_dump(mode="json"), apart)
-    )
+    yield from _differences(_without(status.config, apart), _without(stage.keyed_facts(), apart))
     for name, artifact in inputs.items():
         old = status.inputs.get(name, "absent")
         if name in status.inputs and old != artifact.fingerprint:
@@ -314,7 +311,7 @@ def enter(
 
     A foreign one is discarded if ``replace`` names it, and refused otherwise; another recipe's
     attempt that left nothing worth keeping is discarded, too. ``workers`` are the processes of a
-    launched one; a line warns if it was begun with others.
+    launched one; a line warns if it was begun with others, or they share the work otherwise now.
     """
     standings = survey(recipe, run)
     foreign = standings[name].state == "foreign" and name in set(replace)
@@ -330,31 +327,23 @@ def enter(
         msg = f"stage {name}: an input is not done"
         raise DataError(msg)
     stage: StageConfig = recipe.stages[name]
+    now_with = Begun.now(stage, workers)
+    begun = Begun.of(run.status(name)) or now_with
     status = Status(
         state="running",
         key=standing.key,
         started=now(),
         inputs={other: artifact.fingerprint for other, artifact in standing.inputs.items()},
-        config=stage.model_dump(mode="json"),
+        config=stage.keyed_facts(),
         version=stage.VERSION,
         seed=recipe.seed,
-        workers=_begun_with(run.status(name), name, workers),
+        workers=begun.workers,
+        shared_out=begun.shared_out,
     )
+    if workers:
+        begun.compare(name, now_with, stage.REDRAWN)
     run.write_status(name, status)
     return StageContext(name, run.stage(name), recipe.seed, standing.key, standing.inputs)
-
-
-def _begun_with(status: Status | None, name: str, workers: Workers | None) -> Workers | None:
-    begun = status.workers if status else None
-    if begun and workers and begun != workers:
-        logger.warning(
-            "%s: begun with %s, goes on with %s: "
-            "its losses will agree with an uninterrupted run's to rounding, not bit for bit",
-            name,
-            begun,
-            workers,
-        )
-    return begun or workers
 
 
 def note_submitted(run: RunFolder, name: str) -> None:

@@ -56,7 +56,8 @@ class Status(Config):
         inputs: fingerprints of the stages it read, by name.
         outputs: what lies in the folder since it is done.
         workers: the processes that a launched stage was begun with.
-        config: the stage's config in full, so that a change can be told.
+        shared_out: how they shared the work then: fact -> value.
+        config: the stage's config as its key sees it, so that a change can be told.
         submitted: it was given to a queue, such as Slurm's, and may be at work, or done, unseen.
     """
 
@@ -72,6 +73,7 @@ class Status(Config):
     seed: int
     error: Failure | None = None
     workers: Workers | None = None
+    shared_out: dict[str, str | int] = Field(default_factory=dict)
     submitted: bool = False
 
 

@@ -28,7 +28,9 @@ def train(run: Run, progress: Progress | None = None) -> Progress:
     with ExitStack() as ending:
         for hook in run.hooks:
             ending.callback(_end, hook, run, now)
+            run.enter(hook.name, now[0].step)
             hook.on_start(run.backend, now[0])
+        _end_if_asked(run, now[0])
         while now[0].step < run.steps:
             if run.stop:
                 run.stop.begin()
@@ -37,6 +39,7 @@ def train(run: Run, progress: Progress | None = None) -> Progress:
             if run.stop:
                 run.stop.agreed()
             for hook in run.hooks:
+                run.enter(hook.name, now[0].step)
                 hook.after_step(run.backend, now[0], record)
             _end_if_asked(run, now[0])
     return now[0]
@@ -45,7 +48,11 @@ def train(run: Run, progress: Progress | None = None) -> Progress:
 def _end_if_asked(run: Run, progress: Progress) -> None:
     """Preempted, if that was agreed on before the last step's hooks ended."""
     if run.stop and run.stop.is_agreed and progress.step < run.steps:
-        msg = f"stopped after step {progress.step} of {run.steps}, its state saved; run again"
+        saved = ", its state saved" if progress.step else ""
+        msg = (
+            f"stopped after step {progress.step} of {run.steps}{saved}; "
+            "run the same command again to go on"
+        )
         raise Preempted(msg)
 
 
@@ -53,7 +60,10 @@ def train_step(run: Run, step: int) -> StepRecord:
     """One optimizer step on the micro-batches of ``step``; reads nothing back from the device."""
     began = perf_counter()
     backend = run.backend
+    run.enter("data", step)
     micro_batches = _next(run, step)
+    run.enter("reduce", step)
+    faults.reached("reduce", step=step)
     counts = backend.sum_over_ranks(_counts(micro_batches))
     wanted = counts[0].clamp(min=1.0)
     losses: Tensor | None = None
@@ -61,8 +71,10 @@ def train_step(run: Run, step: int) -> StepRecord:
         # The same rows get the same dropout on any number of ranks.
         number = backend.rank * backend.accumulation + index
         torch.manual_seed(keyed(run.seed, "dropout", step, number))
+        run.enter("forward", step)
         faults.reached("forward", step=step)
         loss = backend.forward(batch)
+        run.enter("backward", step)
         faults.reached("backward", step=step)
         backend.backward(loss, wanted)
         parts = torch.cat([loss.total.detach().float().reshape(1), loss.by_source])
@@ -72,6 +84,7 @@ def train_step(run: Run, step: int) -> StepRecord:
         raise DataError(msg)
     lr = run.lr * run.schedule.factor(step, run.steps)
     permit = run.guard.judge(backend, step, losses, counts) if run.guard else None
+    run.enter("optimizer", step)
     faults.reached("optimizer", step=step)
     backend.step(lr, permit)
     norm = backend.gradient_norm()

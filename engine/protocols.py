@@ -257,6 +257,10 @@ class Stop(Protocol):
         ...
 
 
+Observer = Callable[[str, int], None]
+"""(phase, step): the main thread has come to it; on every rank the same ones in the same order."""
+
+
 class StepGuard(Protocol):
     """What judges a step before it changes the model. It is one of the run's hooks, too."""
 
@@ -287,6 +291,8 @@ class Run:
         seed: of the run; dropout is seeded by (seed, step, number of the micro-batch in the step).
         guard: judges each step; None: every step is taken, and nothing is read before it.
         stop: what may end the run early; None: nothing.
+        observers: hear of each phase as it begins: ``data``, ``reduce``, and for each micro-batch
+            ``forward`` and ``backward``, then ``optimizer``, then each hook by its name.
     """
 
     backend: Backend
@@ -298,3 +304,9 @@ class Run:
     hooks: Sequence[Hook] = field(default_factory=tuple)
     guard: StepGuard | None = None
     stop: Stop | None = None
+    observers: Sequence[Observer] = field(default_factory=tuple)
+
+    def enter(self, phase: str, step: int) -> None:
+        """Tell the observers that a phase begins."""
+        for observer in self.observers:
+            observer(phase, step)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # Tested one by one; any other architecture is probed when it is built.
-KNOWN = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "modernbert", "gpt2", "llama"})
+KNOWN = frozenset(
+    {"bert", "roberta", "xlm-roberta", "camembert", "modernbert", "gpt2", "llama", "mixtral"}
+)
 
 # Probed in this process, and found to see all of a row: given rows of one document alone.
 _alone: set[str] = set()

@@ -68,6 +68,15 @@ def _per_source(
     return tuple(totals.tolist())
 
 
+def targets_of_rows(row: "Tensor", rows: int) -> "Tensor":
+    """How many targets each row has, fp32 [rows], from the row of each, int64 [T]."""
+    import torch
+
+    # bincount would have a size that a compiler cannot know.
+    counts = torch.zeros(rows, device=row.device)
+    return counts.index_add(0, row, torch.ones_like(row, dtype=counts.dtype))
+
+
 def summed(losses: "Tensor", row: "Tensor", sources: "Tensor") -> "Loss":
     """The Loss of single predictions.
 

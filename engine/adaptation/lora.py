@@ -1,5 +1,6 @@
 """LoRA: low-rank updates beside frozen weights (Hu et al., 2021), through peft."""
 
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt
@@ -38,8 +39,10 @@ class LowRankAdaptation:
     def apply(self, backbone: "nn.Module") -> "nn.Module":
         """The same backbone, its linear layers wrapped; only the updates are trainable.
 
+        The experts and the router of a mixture are no linear layers, and stay as they are.
+
         Raises:
-            RecipeError: ``targets`` names no module of this model.
+            RecipeError: ``targets`` names no module of this model, or experts.
         """
         import torch
         from peft import LoraConfig, inject_adapter_in_model
@@ -50,17 +53,20 @@ class LowRankAdaptation:
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
-            target_modules=list(config.targets) if config.targets else "all-linear",
+            target_modules=list(config.targets) if config.targets else _linear(backbone),
             # GPT-2 keeps its weights transposed.
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in backbone.modules()),
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # Of experts, which are refused below.
+            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern", RuntimeWarning)
             torch.manual_seed(keyed(self._seed, "lora"))
             try:
                 adapted: nn.Module = inject_adapter_in_model(settings, backbone)
             except ValueError as error:
                 msg = f"adaptation lora: targets {config.targets}: {error}"
                 raise RecipeError(msg) from error
+        _require_no_experts(adapted, config.targets)
         return adapted
 
     def merge(self, backbone: "nn.Module") -> "nn.Module":
@@ -79,3 +85,35 @@ class LowRankAdaptation:
         if hasattr(backbone, "peft_config"):
             del backbone.peft_config
         return backbone.requires_grad_()
+
+
+def _linear(backbone: "nn.Module") -> str | list[str]:
+    """Every linear layer but the head: peft's word for it, or names where peft means more by it.
+
+    In a mixture of experts it would update the stacked experts, too, and write out each update in
+    full at every pass, by swapping parameters that ZeRO and a compiler must find in their place.
+    """
+    from torch import nn
+
+    if not _stacked(backbone):
+        return "all-linear"
+    model: Any = backbone
+    head = model.get_output_embeddings()
+    linear = (name for name, module in backbone.named_modules() if isinstance(module, nn.Linear))
+    return [name for name in linear if backbone.get_submodule(name) is not head]
+
+
+def _stacked(backbone: "nn.Module") -> bool:
+    """Whether some weight holds several matrices: the experts of a mixture."""
+    return any(parameter.ndim > 2 for parameter in backbone.parameters())
+
+
+def _require_no_experts(adapted: "nn.Module", targets: tuple[str, ...] | None) -> None:
+    from peft.tuners.lora.layer import ParamWrapper
+
+    if any(isinstance(module, ParamWrapper) for module in adapted.modules()):
+        msg = (
+            f"adaptation lora: targets {targets} name experts or their router, which are no linear "
+            "layers; name those of the attention, or train in full"
+        )
+        raise RecipeError(msg)

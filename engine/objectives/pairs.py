@@ -16,7 +16,7 @@ from data_pipeline.example import Example
 from data_pipeline.packing import Packing
 from data_pipeline.randomness import keyed
 from data_pipeline.rows import Rows
-from engine.rows import summed
+from engine.rows import summed, targets_of_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -112,7 +112,7 @@ class PairsObjective:
         row = tensors["at"] // width
         tokens = summed(masked, row, tensors["sources"])
         pairs = tensors["pairs"]
-        targets = torch.bincount(row, minlength=rows).to(masked.dtype)
+        targets = targets_of_rows(row, rows)
         head = learner.heads["pair"]
         logits = head(scores.first.to(next(head.parameters()).dtype)).float()
         told = cross_entropy(logits, pairs, ignore_index=-1, reduction="none")

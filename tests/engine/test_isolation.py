@@ -31,8 +31,10 @@ def test_changing_one_document_leaves_the_others_as_they_were(tmp_path, shape):
     with torch.no_grad():
         before = model(**isolated_inputs(model, rows)).logits[0]
         after = model(**isolated_inputs(model, changed)).logits[0]
-    assert torch.equal(before[:8], after[:8])
-    assert torch.equal(before[16:], after[16:])
+    # An expert multiplies the tokens of all documents at once: how many, shows in the last bit.
+    exact = {"rtol": 0, "atol": 1e-6 if shape == "mixtral_tiny" else 0}
+    torch.testing.assert_close(before[:8], after[:8], **exact)
+    torch.testing.assert_close(before[16:], after[16:], **exact)
     assert not torch.allclose(before[8:16], after[8:16])
 
 

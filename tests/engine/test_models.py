@@ -29,7 +29,7 @@ def build(config, architecture="masked_lm", seed=0):
 
 @pytest.mark.parametrize("shape", PRESETS)
 def test_every_preset_builds_to_the_tokenizers_size(tokenizer, shape):
-    causal = shape.startswith(("gpt2", "llama"))
+    causal = shape.startswith(("gpt2", "llama", "mixtral"))
     model, loaded, _ = build(
         RandomModel(shape=shape, tokenizer=tokenizer), "causal_lm" if causal else "masked_lm"
     )

@@ -20,8 +20,16 @@ from engine.protocols import Adaptation, Batch, Objective
 VOCABULARY = 64
 SPECIAL = {"pad": 0, "cls": 1, "sep": 2, "mask": 3, "unk": 4}
 LENGTH = 24
-SHAPES = ("bert_tiny", "roberta_tiny", "modernbert_tiny", "gpt2_tiny", "llama_tiny")
+SHAPES = (
+    "bert_tiny",
+    "roberta_tiny",
+    "modernbert_tiny",
+    "gpt2_tiny",
+    "llama_tiny",
+    "mixtral_tiny",
+)
 ENCODERS = SHAPES[:3]
+DECODERS = SHAPES[3:]
 
 
 def tokenizer_folder(folder: Path, size: int = VOCABULARY) -> Path:
@@ -87,7 +95,7 @@ def dropouts(shape: str) -> tuple[str, ...]:
 
 def objective(shape: str) -> Objective:
     """The objective that fits the architecture."""
-    if shape.startswith(("gpt2", "llama")):
+    if shape in DECODERS:
         return CausalLanguageModelling().build(SPECIAL, VOCABULARY)
     return MaskedLanguageModelling().build(SPECIAL, VOCABULARY)
 

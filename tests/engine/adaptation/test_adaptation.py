@@ -61,3 +61,13 @@ def test_lora_targets(tmp_path):
     assert all(".query.lora_" in name for name in trained)
     with pytest.raises(RecipeError, match="nowhere"):
         tiny.learner(tmp_path, adaptation=LowRank(targets=("nowhere",)).build(0))
+
+
+def test_lora_leaves_experts_alone(tmp_path):
+    learner = tiny.learner(tmp_path, "mixtral_tiny", LowRank().build(0))
+    names = [n for n, p in learner.named_parameters() if p.requires_grad]
+    assert names
+    assert all(".self_attn." in name for name in names)
+    for targets in (("w1", "w2", "w3"), ("gate",)):
+        with pytest.raises(RecipeError, match="no linear layers"):
+            tiny.learner(tmp_path, "mixtral_tiny", LowRank(targets=targets).build(0))

@@ -48,7 +48,7 @@ def test_bf16_stays_near_fp32_and_keeps_rotary_frequencies(tmp_path, shape):
     assert {f.tensor.dtype for f in low.fragments()} == {torch.float32}
     rotary = [b for n, b in low.learner.named_buffers() if n.endswith("inv_freq")]
     assert all(b.dtype is torch.float32 for b in rotary)
-    assert bool(rotary) == (shape in {"modernbert_tiny", "llama_tiny"})
+    assert bool(rotary) == (shape in {"modernbert_tiny", "llama_tiny", "mixtral_tiny"})
 
 
 def test_clipping_bounds_the_update_but_not_the_norm_that_is_told(tmp_path):

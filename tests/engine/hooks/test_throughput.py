@@ -15,7 +15,7 @@ LENGTH = 16
 
 
 def cost(folder: Path, shape: str, **more: Any) -> Any:
-    architecture = "causal_lm" if shape.startswith(("gpt2", "llama")) else "masked_lm"
+    architecture = "causal_lm" if shape.startswith(("gpt2", "llama", "mixtral")) else "masked_lm"
     backbone: Any = tiny.learner(folder, shape, **more).backbone
     return backbone.config, training_cost(backbone, architecture, LENGTH)  # type: ignore[arg-type]  # a literal
 

@@ -1,5 +1,6 @@
 """The training loop. It knows the seams and not one technique."""
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from time import perf_counter
@@ -10,7 +11,7 @@ import torch
 from configs.errors import DataError, Preempted
 from data_pipeline.randomness import keyed
 from engine import faults
-from engine.protocols import Batch, Hook, Progress, Run, StepRecord
+from engine.protocols import Batch, Hook, Loss, Progress, Run, StepRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,15 +58,30 @@ def _end_if_asked(run: Run, progress: Progress) -> None:
 
 
 def train_step(run: Run, step: int) -> StepRecord:
-    """One optimizer step on the micro-batches of ``step``; reads nothing back from the device."""
+    """One optimizer step on the micro-batches of ``step``; only a guard reads from the device."""
     began = perf_counter()
     backend = run.backend
     run.enter("data", step)
+    lr = run.lr * run.schedule.factor(step, run.steps)
+    if run.guard and run.guard.avoids(step):
+        return _avoid(run, lr, began)
     micro_batches = _next(run, step)
     run.enter("reduce", step)
     faults.reached("reduce", step=step)
     counts = backend.sum_over_ranks(_counts(micro_batches))
-    wanted = counts[0].clamp(min=1.0)
+    losses = _pass(run, step, micro_batches, counts[0].clamp(min=1.0))
+    permit = run.guard.judge(backend, step, losses, counts) if run.guard else None
+    run.enter("optimizer", step)
+    faults.reached("optimizer", step=step)
+    backend.step(lr, permit)
+    seconds = perf_counter() - began
+    norm, skipped = backend.gradient_norm(), backend.skipped()
+    return StepRecord(losses, counts, norm, lr, seconds, skipped, judged=run.guard is not None)
+
+
+def _pass(run: Run, step: int, micro_batches: Sequence[Batch], wanted: "Tensor") -> "Tensor":
+    """Forward and backward of each micro-batch; the losses of this rank, as in StepRecord."""
+    backend = run.backend
     losses: Tensor | None = None
     for index, batch in enumerate(micro_batches):
         # The same rows get the same dropout on any number of ranks.
@@ -74,21 +90,24 @@ def train_step(run: Run, step: int) -> StepRecord:
         run.enter("forward", step)
         faults.reached("forward", step=step)
         loss = backend.forward(batch)
+        total = faults.altered("loss", loss.total, step=step, micro=index)
         run.enter("backward", step)
         faults.reached("backward", step=step)
-        backend.backward(loss, wanted)
-        parts = torch.cat([loss.total.detach().float().reshape(1), loss.by_source])
+        backend.backward(Loss(total, loss.by_source), wanted)
+        parts = torch.cat([total.detach().float().reshape(1), loss.by_source])
         losses = parts if losses is None else losses + parts
     if losses is None:
         msg = f"step {step}: no micro-batches"
         raise DataError(msg)
-    lr = run.lr * run.schedule.factor(step, run.steps)
-    permit = run.guard.judge(backend, step, losses, counts) if run.guard else None
-    run.enter("optimizer", step)
-    faults.reached("optimizer", step=step)
-    backend.step(lr, permit)
-    norm = backend.gradient_norm()
-    return StepRecord(losses, counts, norm, lr, perf_counter() - began, backend.skipped())
+    return losses
+
+
+def _avoid(run: Run, lr: float, began: float) -> StepRecord:
+    """A step whose rows are left alone: the data, the schedule and the counters go on."""
+    next(run.batches, None)
+    run.backend.pass_over()
+    nothing, seconds = torch.zeros(0), perf_counter() - began
+    return StepRecord(nothing, nothing, math.nan, lr, seconds, skipped=True, judged=True)
 
 
 def _next(run: Run, step: int) -> Sequence[Batch]:

@@ -94,6 +94,27 @@ class WeightPenalty(Protocol):
         ...
 
 
+class WeightAverage(Protocol):
+    """A running average of the weights, kept shard-wise inside the optimizer at every ZeRO stage.
+
+    Its tensors are optimizer state in fp32, saved, partitioned and resumed with the moments. It
+    sees the steps that are taken and no others.
+    """
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of its state tensors; the first one is the average itself."""
+        ...
+
+    def start(self, parameter: "Tensor", state: dict[str, Any]) -> None:
+        """Create its state before the first step (``parameter``: a partition, any flat shape)."""
+        ...
+
+    def update(self, parameter: "Tensor", state: dict[str, Any]) -> None:
+        """Take in the weights after a step; ``state["step"]``, a scalar, counts it already."""
+        ...
+
+
 class Adaptation(Protocol):
     """What in the model trains, and which modules are added for it."""
 
@@ -168,6 +189,10 @@ class Backend(Protocol):
         """True if the last step changed nothing: an overflow, or ``permit`` refused."""
         ...
 
+    def pass_over(self) -> None:
+        """Count a step that nothing was done for, in place of ``step``; as a skipped one."""
+        ...
+
     def sum_over_ranks(self, tensor: "Tensor") -> "Tensor":
         """The elementwise sum over all ranks; every rank must call it."""
         ...
@@ -206,7 +231,10 @@ class StepRecord:
         gradient_norm: global norm before clipping.
         lr: the rate the step was taken with.
         seconds: wall time of the step on this rank.
-        skipped: the step changed nothing: fp16's scaled gradient overflowed, or a guard refused.
+        skipped: the step changed nothing: fp16's scaled gradient overflowed, or a guard refused
+            or avoided it. Of an avoided one there are no numbers: ``losses`` and ``counts`` are
+            empty, the norm is NaN.
+        judged: a guard has seen to the step: what is not finite in a skipped one is its matter.
     """
 
     losses: "Tensor"
@@ -215,6 +243,7 @@ class StepRecord:
     lr: float
     seconds: float
     skipped: bool = False
+    judged: bool = False
 
 
 class Hook:
@@ -269,7 +298,10 @@ class StepGuard(Protocol):
         ...
 
     def judge(self, backend: Backend, step: int, losses: "Tensor", counts: "Tensor") -> Permit:
-        """What decides on the step; ``losses`` and ``counts`` as in StepRecord."""
+        """What decides on the step; ``losses`` and ``counts`` as in StepRecord.
+
+        The backend asks it at most once, on all ranks or on none.
+        """
         ...
 
 

@@ -17,7 +17,7 @@ from configs.deepspeed_json import (
 from configs.errors import RecipeError, ResourceError
 from configs.schema import Config
 from data_pipeline.randomness import keyed
-from engine.protocols import Batch, Fragment, Loss, Permit, ReadRange, WeightPenalty
+from engine.protocols import Batch, Fragment, Loss, Permit, ReadRange, WeightAverage, WeightPenalty
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +59,7 @@ class DeepSpeedZero(Config):
         optimizer: "OptimizerConfig",
         penalties: Sequence[WeightPenalty] = (),
         seed: int = 0,
+        average: WeightAverage | None = None,
     ) -> "DeepSpeedBackend":
         """An engine around a learner on the CPU. Every rank calls it, any number of times."""
         import torch
@@ -69,7 +70,8 @@ class DeepSpeedZero(Config):
         distributed.start()
         # Steps seed themselves; this is for whatever else may draw a number.
         torch.manual_seed(keyed(seed, "backend"))
-        return DeepSpeedBackend(learner, optimizer, penalties, read_deepspeed(self.config))
+        values = read_deepspeed(self.config)
+        return DeepSpeedBackend(learner, optimizer, penalties, average, values)
 
 
 def build_operators() -> None:
@@ -145,6 +147,7 @@ class DeepSpeedBackend:
         learner: "nn.Module",
         optimizer: "OptimizerConfig",
         penalties: Sequence[WeightPenalty],
+        average: WeightAverage | None,
         values: Mapping[str, Any],
     ) -> None:
         from engine import distributed
@@ -157,7 +160,7 @@ class DeepSpeedBackend:
         self.accumulation = batch_plan(values, self.world).accumulation
         self._stage = zero_stage(values)
         rotary = passes.rotary_buffers(learner)
-        self._optimizer = optimizer.build(learner, penalties)
+        self._optimizer = optimizer.build(learner, penalties, average)
         self._engine = _engine(learner, self._optimizer, values)
         self.learner: nn.Module = self._engine.module
         passes.restore_buffers(self.learner, rotary)
@@ -202,11 +205,22 @@ class DeepSpeedBackend:
         self._micro_batch = 0
         if self._stage > 0:
             self._norm = self._norm_now()
-        if held is not None and held.is_held:
+        self._skipped = self._engine.skipped_steps > skipped_before
+        self._is_held = held is not None and self._refused(held)
+        if self._is_held and not self._skipped:
             # DeepSpeed has gone through its motions and counts a step that changed nothing.
             self._engine.skipped_steps += 1
-        self._is_held = held is not None and held.is_held
-        self._skipped = self._engine.skipped_steps > skipped_before
+            self._skipped = True
+
+    def _refused(self, held: "_Held") -> bool:
+        """Whether the permit was refused.
+
+        A gradient that is not finite DeepSpeed drops at most stages without asking; so it is asked
+        now. Where fp16's scaling overflowed there is nothing to permit.
+        """
+        if self._skipped and self._fp16() is None:
+            return not held()
+        return held.is_held
 
     def _norm_now(self) -> "Tensor | float":
         """The norm of the step that is being taken; DeepSpeed knows it before it updates."""
@@ -222,6 +236,12 @@ class DeepSpeedBackend:
         DeepSpeed skips in fp32 and bf16, too, at some stages; there it is an error, as elsewhere.
         """
         return self._is_held or (self._skipped and self._fp16() is not None)
+
+    def pass_over(self) -> None:
+        """Count a step that nothing was done for, in DeepSpeed's own counters."""
+        self._is_held = True
+        self._engine.skipped_steps += 1
+        self._engine.global_steps += 1
 
     def sum_over_ranks(self, tensor: "Tensor") -> "Tensor":
         """The elementwise sum over all ranks, on the device."""

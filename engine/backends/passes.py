@@ -58,6 +58,8 @@ def restore_buffers(module: "nn.Module", saved: Mapping[str, "Tensor"]) -> None:
 def wanted_keys(given: Sequence[str], state_keys: Sequence[str], steps: int) -> tuple[str, ...]:
     """The optimizer states to fill; none if the checkpoint was taken before the first step.
 
+    ``steps``: those that were taken; the first one that is makes all the states.
+
     Raises:
         CheckpointError: the checkpoint's states are not this optimizer's.
     """
@@ -67,7 +69,8 @@ def wanted_keys(given: Sequence[str], state_keys: Sequence[str], steps: int) -> 
     if found != set(state_keys):
         msg = (
             f"checkpoint: it holds the optimizer states {sorted(found)}, this run has "
-            f"{sorted(state_keys)}; optimizer and penalties must be those of the checkpoint"
+            f"{sorted(state_keys)}; optimizer, penalties and averaging must be those of the "
+            "checkpoint"
         )
         raise CheckpointError(msg)
     return tuple(state_keys)

@@ -15,7 +15,7 @@ from configs.deepspeed_json import (
 from configs.errors import RecipeError
 from configs.schema import Config
 from data_pipeline.randomness import keyed
-from engine.protocols import Batch, Fragment, Loss, Permit, ReadRange, WeightPenalty
+from engine.protocols import Batch, Fragment, Loss, Permit, ReadRange, WeightAverage, WeightPenalty
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +68,7 @@ class Plain(Config):
         optimizer: "OptimizerConfig",
         penalties: Sequence[WeightPenalty] = (),
         seed: int = 0,
+        average: WeightAverage | None = None,
     ) -> "PlainBackend":
         """The backend around a learner on the CPU, which it moves to the device."""
         import torch
@@ -75,7 +76,8 @@ class Plain(Config):
         self.check()
         # Steps seed themselves; this is for whatever else may draw a number.
         torch.manual_seed(keyed(seed, "backend"))
-        return PlainBackend(learner, optimizer, penalties, read_deepspeed(self.config))
+        values = read_deepspeed(self.config)
+        return PlainBackend(learner, optimizer, penalties, average, values)
 
 
 class PlainBackend:
@@ -89,6 +91,7 @@ class PlainBackend:
         learner: "nn.Module",
         optimizer: "OptimizerConfig",
         penalties: Sequence[WeightPenalty],
+        average: WeightAverage | None,
         values: Mapping[str, Any],
     ) -> None:
         from engine import distributed
@@ -99,7 +102,7 @@ class PlainBackend:
         self.learner = learner.to(self.device)
         self.accumulation = batch_plan(values, 1).accumulation
         self._clip = gradient_clipping(values)
-        self._optimizer = optimizer.build(learner, penalties)
+        self._optimizer = optimizer.build(learner, penalties, average)
         self._norm: Tensor | float = 0.0
         self._skipped = 0
         self._is_held = False
@@ -157,6 +160,11 @@ class PlainBackend:
     def skipped(self) -> bool:
         """Whether the last step was refused; there is no loss scale to lower."""
         return self._is_held
+
+    def pass_over(self) -> None:
+        """Count a step that nothing was done for."""
+        self._is_held = True
+        self._skipped += 1
 
     def sum_over_ranks(self, tensor: "Tensor") -> "Tensor":
         """The tensor on the device: there is one rank."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from engine.optimization.penalized import PenalizedAdamW
-    from engine.protocols import WeightPenalty
+    from engine.protocols import WeightAverage, WeightPenalty
 
 
 class AdamW(Config):
@@ -25,13 +25,17 @@ class AdamW(Config):
     eps: float = Field(1e-8, gt=0)
 
     def build(
-        self, learner: "nn.Module", penalties: Sequence["WeightPenalty"] = ()
+        self,
+        learner: "nn.Module",
+        penalties: Sequence["WeightPenalty"] = (),
+        average: "WeightAverage | None" = None,
     ) -> "PenalizedAdamW":
         """The optimizer over the learner's trainable parameters."""
         from engine.optimization.parameter_groups import parameter_groups
         from engine.optimization.penalized import PenalizedAdamW
 
         groups = parameter_groups(learner, self.weight_decay)
+        betas = (self.beta1, self.beta2)
         return PenalizedAdamW(
-            groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, penalties=penalties
+            groups, self.lr, betas, self.eps, penalties=penalties, average=average
         )

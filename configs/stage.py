@@ -52,6 +52,7 @@ class StageContext:
             run yet is absent from it.
         share: of a stage that runs on every host: which of the hosts this is.
         stop: of this process alone: what asks a stage in mid-run to save its state and end.
+        launch: where the processes of a launch leave word for the launcher; None without one.
     """
 
     name: str
@@ -61,6 +62,7 @@ class StageContext:
     inputs: Mapping[str, Artifact]
     share: Share = Share()
     stop: StopRequest = field(default_factory=StopRequest, compare=False)
+    launch: Path | None = field(default=None, compare=False)
 
     def locate(self, location: str) -> Path:
         """The path behind ``stage:NAME/rest`` or a plain path; DataError if nothing is there."""

@@ -1,8 +1,10 @@
 """A request to stop with the state saved: made by a signal's thread, heeded between steps."""
 
+import os
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -12,12 +14,14 @@ class StopRequest:
     Attributes:
         why: what asked first, such as ``SIGTERM``; empty if nobody has.
         is_heeded: somebody looks at it regularly and will save; otherwise nobody waits for that.
+        leave: ends this process at once, from any thread, with a last word and an exit code.
     """
 
     def __init__(self) -> None:
         self.why = ""
         self.is_heeded = False
         self.asked_at = 0.0
+        self.leave: Callable[[str, int], object] = _leave
         self._asked = threading.Event()
 
     def __reduce__(self) -> tuple[type["StopRequest"], tuple[()]]:
@@ -43,3 +47,10 @@ class StopRequest:
             yield
         finally:
             self.is_heeded = False
+
+
+def _leave(why: str, code: int) -> None:
+    """Without a farewell to the other threads: the main one may never answer."""
+    sys.stderr.write(f"error: {why}\n")
+    sys.stderr.flush()
+    os._exit(code)

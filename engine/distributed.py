@@ -19,6 +19,8 @@ POLL = 0.2
 """Seconds between two looks at the store; waiting in it would keep NCCL's own threads from it."""
 T = TypeVar("T")
 _waits = count()
+_control: list[Any] = []
+"""The group on the CPU for what must not touch the GPU or its queue; empty when alone."""
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -34,7 +36,8 @@ def device() -> "torch.device":
 def start(communication: str | None = None, limit: timedelta = LIMIT) -> None:
     """Join the other processes that the launcher's environment names; twice is once.
 
-    Without that environment a group of this process alone is made, which needs no port.
+    Without that environment a group of this process alone is made, which needs no port. With it
+    there is a second group on the CPU, which ``Sum`` talks over.
 
     Args:
         communication: ``gloo`` or ``nccl``; None takes the one that fits the device.
@@ -66,6 +69,9 @@ def start(communication: str | None = None, limit: timedelta = LIMIT) -> None:
         raise LaunchError(msg)
     try:
         dist.init_process_group(chosen, timeout=limit)
+        if dist.get_world_size() > 1:
+            # The limit is no heirloom: a group made without one waits for ever.
+            _control[:] = [dist.new_group(backend="gloo", timeout=limit)]
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         msg = f"rank {os.environ['RANK']} could not join the others at {where}: {error}"
@@ -76,6 +82,7 @@ def stop() -> None:
     """Leave the group. Without this, CPU workers abort at exit with 'terminate called'."""
     import torch.distributed as dist
 
+    _control.clear()
     if is_started():
         dist.destroy_process_group()
 
@@ -131,6 +138,37 @@ def all_reduce(tensor: "Tensor") -> "Tensor":
     if world() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+class Sum:
+    """A number being summed over all processes, on the CPU, while they do something else."""
+
+    def __init__(self, number: float) -> None:
+        """Begin; every process must."""
+        import torch
+        import torch.distributed as dist
+
+        self._number = torch.tensor([number], dtype=torch.float64)
+        self._work: Any = None
+        if world() > 1:
+            self._work = dist.all_reduce(self._number, group=_control[0], async_op=True)
+
+    def result(self) -> float:
+        """The sum, once all have begun; RuntimeError if one of them is gone."""
+        if self._work is not None:
+            self._work.wait()
+        return float(self._number)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether another process is gone, as far as can be told without waiting."""
+        if self._work is None or not self._work.is_completed():
+            return False
+        try:
+            self._work.get_future().wait()
+        except RuntimeError:
+            return True
+        return False
 
 
 def all_gather_object(value: Any) -> list[Any]:

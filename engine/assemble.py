@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from configs import deepspeed_facts
 from configs.deepspeed_json import BatchPlan, read_deepspeed
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from engine.hooks import TensorBoardHook
     from engine.learner import Learner
     from engine.protocols import Adaptation, Backend, Batch, Hook, Objective, Progress
+    from engine.stopping import Stopping
+    from engine.watchdog import Watchdog
 
 
 class CheckpointConfig(Config):
@@ -61,7 +63,7 @@ class PretrainStage(StageConfig):
     VERSION: ClassVar[int] = 3
     RUNS: ClassVar[Runs] = "ranks"
     UNKEYED: ClassVar[frozenset[str]] = frozenset(
-        {"log_every", "checkpoint", "data.verify", "data.mode", "data.cache"}
+        {"log_every", "checkpoint", "hang_after", "data.verify", "data.mode", "data.cache"}
     )
     # The cursor of a checkpoint tells whether what has been read is still the same.
     APPENDED: ClassVar[frozenset[str]] = frozenset({"data.changes", "data.skip"})
@@ -84,6 +86,9 @@ class PretrainStage(StageConfig):
     checkpoint: CheckpointConfig
     validation: ValidationConfig | None = None
     log_every: PositiveInt = 10
+    hang_after: PositiveFloat = Field(
+        900.0, description="seconds without progress on any rank after which the run is ended"
+    )
     seed: int | None = Field(None, description="absent: from the recipe's seed and the stage name")
 
     @model_validator(mode="after")
@@ -261,18 +266,63 @@ def _require_tokenizer(sha256: str, stream: TokenStream) -> None:
         raise DataError(msg)
 
 
+@dataclass(frozen=True, slots=True)
+class Oversight:
+    """What may end a run before its last step: a request to stop, or that it hangs."""
+
+    stop: "Stopping"
+    watchdog: "Watchdog"
+
+    @classmethod
+    def of(cls, parts: Parts) -> "Oversight":
+        """Of all ranks; each of them calls it."""
+        from engine import distributed, watchdog
+        from engine.stopping import Stopping
+
+        context, backend = parts.context, parts.backend
+        # Without a launcher there is nobody who reads it but people.
+        folder = context.launch or context.folder / "launch"
+        distributed.on_first(lambda: watchdog.forget(folder))
+        stop = Stopping(context.stop)
+        dog = watchdog.Watchdog(
+            folder,
+            parts.stage.hang_after,
+            (backend.rank, backend.world),
+            context.stop.leave,
+            lambda: stop.has_lost_a_rank,
+        )
+        return cls(stop, dog)
+
+    def goes_on(self, step: int) -> bool:
+        """A turn of a validation begins; False, on all ranks, if the run is to end first."""
+        self.watchdog.enter("validation", step)
+        return not self.stop.agreed()
+
+
 def train_from_newest(parts: Parts) -> int:
-    """Resume if there is a checkpoint, train to the end; returns the last step."""
-    from engine import distributed
+    """Resume if there is a checkpoint, train to the end; returns the last step.
+
+    Raises:
+        Preempted: it was asked to stop; the state is saved.
+    """
+    from engine import distributed, faults
     from engine.batches import Batches
     from engine.checkpoint import newest
+    from engine.hooks import Stragglers
     from engine.loop import train
     from engine.protocols import Progress, Run
 
-    hooks = make_hooks(parts)
+    oversight = Oversight.of(parts)
+    hooks = make_hooks(parts, oversight)
     found = newest(parts.context.folder / "checkpoints", parts.context.key, distributed)
     progress = Progress() if found is None else restore(parts, hooks, found)
-    with Batches(parts.make, progress.step, parts.steps) as batches:
+    timed = [hook.enter for hook in hooks if isinstance(hook, Stragglers)]
+    faults.reached("start")
+    with (
+        parts.context.stop.heeded(),
+        oversight.watchdog,
+        Batches(parts.make, progress.step, parts.steps) as batches,
+    ):
         run = Run(
             parts.backend,
             batches,
@@ -281,6 +331,8 @@ def train_from_newest(parts: Parts) -> int:
             parts.steps,
             parts.seed,
             hooks,
+            stop=oversight.stop,
+            observers=(oversight.watchdog.enter, *timed),
         )
         return train(run, progress).step
 
@@ -297,7 +349,7 @@ def restore(parts: Parts, hooks: Sequence["Hook"], found: "Checkpoint") -> "Prog
     return found.restore(parts.backend)
 
 
-def make_hooks(parts: Parts) -> list["Hook"]:
+def make_hooks(parts: Parts, oversight: Oversight) -> list["Hook"]:
     """Checkpoints come last: what is saved is what the others have seen."""
     from engine import frozen
     from engine.hooks import CheckpointHook, MetricsHook, TensorBoardHook, Throughput
@@ -308,7 +360,12 @@ def make_hooks(parts: Parts) -> list["Hook"]:
     metrics = MetricsHook(
         folder / "metrics.jsonl", parts.stream.sources, stage.log_every, steps, throughput, [board]
     )
-    hooks: list[Hook] = [board, metrics, *_validation(parts, board)]
+    hooks: list[Hook] = [
+        board,
+        metrics,
+        *_stragglers(parts, board),
+        *_validation(parts, oversight, board),
+    ]
 
     def state(progress: "Progress") -> dict[str, Any]:
         index = progress.step * parts.batches.global_batch
@@ -320,10 +377,25 @@ def make_hooks(parts: Parts) -> list["Hook"]:
 
     every, keep = stage.checkpoint.every, stage.checkpoint.keep
     root, key = folder / "checkpoints", parts.context.key
-    return [*hooks, CheckpointHook(root, key, state, every, keep, steps)]
+    saving = CheckpointHook(root, key, state, every, keep, steps)
+    saving.stop = oversight.stop
+    return [*hooks, saving]
 
 
-def _validation(parts: Parts, board: "TensorBoardHook") -> list["Hook"]:
+def _stragglers(parts: Parts, board: "TensorBoardHook") -> list["Hook"]:
+    import socket
+
+    from engine import distributed
+    from engine.hooks import Stragglers
+
+    if parts.backend.world == 1:
+        return []
+    path, every = parts.context.folder / "stragglers.jsonl", parts.stage.log_every
+    hosts = distributed.all_gather_object(socket.gethostname())
+    return [Stragglers(path, hosts, every, parts.steps, [board])]
+
+
+def _validation(parts: Parts, oversight: Oversight, board: "TensorBoardHook") -> list["Hook"]:
     from engine.hooks import ValidationHook
 
     asked = parts.stage.validation
@@ -345,7 +417,7 @@ def _validation(parts: Parts, board: "TensorBoardHook") -> list["Hook"]:
         examples = rows.examples(0, len(rows))
         sets[name] = collate_all(parts.objective, examples, parts.batches.micro_batch, 0, 1)
     path = parts.context.folder / "validation.jsonl"
-    return [ValidationHook(path, sets, asked.every, parts.steps, [board])]
+    return [ValidationHook(path, sets, asked.every, parts.steps, [board], oversight.goes_on)]
 
 
 def _require_same_tokenizer(name: str, rows: FixedRows, stream: TokenStream) -> None:

@@ -1,17 +1,21 @@
 """Hooks: what happens around steps. To add one: write its file, then name it here."""
 
 from engine.hooks.checkpointing import CheckpointHook
+from engine.hooks.guard import GuardHook
 from engine.hooks.metrics import MetricsHook
 from engine.hooks.numbers import JsonLines, Sink
+from engine.hooks.stragglers import Stragglers
 from engine.hooks.tensorboard import TensorBoardHook
 from engine.hooks.throughput import Throughput
 from engine.hooks.validation import ValidationHook
 
 __all__ = [
     "CheckpointHook",
+    "GuardHook",
     "JsonLines",
     "MetricsHook",
     "Sink",
+    "Stragglers",
     "TensorBoardHook",
     "Throughput",
     "ValidationHook",

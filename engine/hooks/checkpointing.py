@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint import prune, save
-from engine.protocols import Backend, Hook, Progress, StepRecord
+from engine.protocols import Backend, Hook, Progress, StepRecord, Stop
 
 
 class CheckpointHook(Hook):
     """Saves after every ``every``-th step and after step ``steps``; not when a step raised.
 
     Stands last among the hooks: what is saved is what the others have seen.
+
+    Attributes:
+        stop: what may end the run early; then the state is saved after that step, too.
     """
 
     name = "checkpointing"
@@ -41,12 +44,17 @@ class CheckpointHook(Hook):
         self._every = every
         self._keep = keep
         self._steps = steps
+        self.stop: Stop | None = None
 
     def after_step(self, backend: Backend, progress: Progress, record: StepRecord) -> None:
         """Save if it is time; ResourceError if the disk refuses, earlier checkpoints untouched."""
         del record
-        if progress.step % self._every and progress.step != self._steps:
+        is_last = progress.step == self._steps or (self.stop is not None and self.stop.is_agreed)
+        if progress.step % self._every and not is_last:
             return
         save(self._root, progress, backend, self._state(progress), self._fingerprint)
         if backend.rank == 0:
             prune(self._root, self._keep, progress.step)
+        if self.stop and not is_last:
+            # Who asked during a long save is not made to wait for one more step and its save.
+            self.stop.agreed()

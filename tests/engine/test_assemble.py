@@ -17,6 +17,7 @@ from data_pipeline.shards import ShardWriter
 from data_pipeline.shards.manifest import read_manifest
 from data_pipeline.tokenization import tokenizer_record
 from engine.assemble import (
+    Oversight,
     PretrainStage,
     assemble,
     build_learner,
@@ -188,4 +189,4 @@ def test_masking_by_words_is_refused_on_shards_that_know_no_words(
     )
     parts = assemble(validated, context(tmp_path / "validated"))
     with pytest.raises(DataError, match="bare: the objective's masking policy needs to know"):
-        make_hooks(parts)
+        make_hooks(parts, Oversight.of(parts))

@@ -44,15 +44,35 @@ class _Totals:
     tokens: int = 0
     seconds: float = 0.0
     source_tokens: list[int] = field(default_factory=list)
+    skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The record of the step that ended as number ``step``."""
+
+    step: int
+    record: StepRecord
+
+    @property
+    def counts(self) -> bool:
+        """Whether the step was learned from: its numbers enter the sums."""
+        return not self.record.skipped
+
+    @property
+    def must_be_finite(self) -> bool:
+        """All but what a guard has skipped: that is its matter."""
+        return not (self.record.skipped and self.record.judged)
 
 
 class MetricsHook(Hook):
     """Writes ``metrics.jsonl``; the loss is the mean over all targets since the line before.
 
     A line: step, loss, lr, grad_norm (of that step, before clipping), tokens and seconds (since the
-    run's first step), tokens_per_second and mfu (since the line before), and for each source its
-    tokens (since the first step), loss and share of the tokens (since the line before). ``null``
-    stands where there is no number: no target of that source, a gradient that overflowed.
+    run's first step), skipped (steps since the first that changed nothing), tokens_per_second and
+    mfu (since the line before), and for each source its tokens (since the first step), loss and
+    share of the tokens (since the line before). Losses, targets and tokens of skipped steps do not
+    count. ``null`` stands where there is no number: no target of that source, no gradient.
 
     Stands before the checkpoint hook, so that its state covers the step that is saved.
     """
@@ -75,7 +95,7 @@ class MetricsHook(Hook):
         self._steps = steps
         self._throughput = throughput
         self._sinks = tuple(sinks)
-        self._records: list[StepRecord] = []
+        self._records: list[_Kept] = []
         self._window = self._empty()
         self._totals = _Totals(source_tokens=[0] * len(self._sources))
         self._backend: Backend | None = None
@@ -93,10 +113,11 @@ class MetricsHook(Hook):
         """Keep the record; at a logged step read them all.
 
         Raises:
-            NumericalError: a loss or a gradient since the line before was not finite (one that
-                fp16 skipped may be); names the first such step.
+            NumericalError: a loss or a gradient since the line before was not finite (a gradient
+                that fp16 skipped, and what a guard skipped, may be); names the first such step.
         """
-        self._records.append(record)
+        self._records.append(_Kept(progress.step, record))
+        self._totals.skipped += record.skipped
         self._step = progress.step
         if progress.step % self._every == 0 or progress.step == self._steps:
             self._read(backend)
@@ -121,11 +142,15 @@ class MetricsHook(Hook):
             "tokens": totals.tokens,
             "seconds": totals.seconds,
             "source_tokens": totals.source_tokens,
+            "skipped": totals.skipped,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._window = _Window(**state["window"])
-        self._totals = _Totals(state["tokens"], state["seconds"], list(state["source_tokens"]))
+        sources = list(state["source_tokens"])
+        self._totals = _Totals(state["tokens"], state["seconds"], sources, state["skipped"])
+        # Of steps that are taken back.
+        self._records = []
 
     def _empty(self) -> _Window:
         size = len(self._sources)
@@ -135,36 +160,46 @@ class MetricsHook(Hook):
         """Sum what is pending over steps and ranks, and fetch it."""
         if not self._records:
             return
-        import torch
-
         began = perf_counter()
-        rows = torch.stack([record.losses for record in self._records]).double()
-        bad_norms = _bad_norms(self._records, rows.device)
-        summed = torch.cat([rows.sum(0), bad_norms.sum().reshape(1)])
-        *losses, bad = backend.sum_over_ranks(summed).tolist()
-        if bad or not all(map(isfinite, losses)):
-            raise NumericalError(self._diverged(backend, rows, bad_norms))
-        counts = torch.stack([record.counts for record in self._records]).sum(0).tolist()
-        steps = sum(record.seconds for record in self._records)
+        summed = self._empty()
+        if any(kept.must_be_finite for kept in self._records):
+            summed = self._sums(backend)
+        seconds = sum(kept.record.seconds for kept in self._records)
         # Reading waits for the device: the time of steps that were only queued until now.
-        self._window.add(losses, counts, steps + perf_counter() - began)
+        self._window.add(summed.losses, summed.counts, seconds + perf_counter() - began)
         self._records = []
 
-    def _diverged(self, backend: Backend, rows: "Tensor", bad_norms: "Tensor") -> str:
+    def _sums(self, backend: Backend) -> _Window:
+        """Of what is pending; NumericalError if something in it is not finite."""
         import torch
 
-        seen = torch.cat([(~rows.isfinite()).double(), bad_norms[:, None]], dim=1)
-        bad = backend.sum_over_ranks(seen).tolist()
-        first = next((i for i, row in enumerate(bad) if any(row)), len(bad) - 1)
-        step = self._step - len(bad) + 1 + first
-        *losses, norm = bad[first]
+        looked_at = [kept for kept in self._records if kept.must_be_finite]
+        learned = [kept.record for kept in looked_at if kept.counts]
+        rows = torch.stack([kept.record.losses for kept in looked_at]).double()
+        bad = torch.cat([(~rows.isfinite()).double(), _bad_norms(looked_at, rows.device)], dim=1)
+        counted = [number for number, kept in enumerate(looked_at) if kept.counts]
+        mine = torch.cat([rows[counted].sum(0), bad.sum().reshape(1)])
+        *losses, wrong = backend.sum_over_ranks(mine).tolist()
+        if wrong:
+            steps = [kept.step for kept in looked_at]
+            raise NumericalError(self._diverged(steps, backend.sum_over_ranks(bad).tolist()))
+        counts = [record.counts for record in learned]
+        return _Window(
+            losses, torch.stack(counts).sum(0).tolist() if counts else self._empty().counts
+        )
+
+    def _diverged(self, steps: Sequence[int], bad: Sequence[Sequence[float]]) -> str:
+        """``bad``: for each step how many ranks met each loss, and then the norm, as not finite."""
+        first = next(number for number, row in enumerate(bad) if any(row))
+        step, (*losses, norm) = steps[first], bad[first]
         what = "gradient" if norm and not any(losses) else "loss"
         names = [name for name, count in zip(self._sources, losses[1:], strict=True) if count]
         return (
             f"step {step}: the {what} is not finite"
             f"{' on rows of ' + ', '.join(names) if names else ''}; nothing is saved from here on. "
-            f"'onward order' shows the rows of that step; a lower lr, a longer warm-up or "
-            "another precision are the usual remedies"
+            f"'onward order RECIPE STAGE --step {step - 1}' shows its rows. A lower lr, a longer "
+            "warm-up or another precision are the usual remedies; with a 'guard' such steps are "
+            "skipped"
         )
 
     def _write(self, backend: Backend, record: StepRecord) -> None:
@@ -192,6 +227,7 @@ class MetricsHook(Hook):
             "grad_norm": norm if isfinite(norm) else None,
             "tokens": totals.tokens,
             "seconds": totals.seconds,
+            "skipped": totals.skipped,
             "tokens_per_second": tokens / window.seconds,
             "mfu": self._throughput.utilisation(tokens, targets, window.seconds),
             "sources": {
@@ -205,13 +241,16 @@ class MetricsHook(Hook):
         }
 
 
-def _bad_norms(records: Sequence[StepRecord], device: "torch.device") -> "Tensor":
-    """fp64 [steps]: 1 where a step was taken with a gradient that is not finite."""
+def _bad_norms(kept: Sequence[_Kept], device: "torch.device") -> "Tensor":
+    """fp64 [steps, 1]: 1 where a step was taken with a gradient that is not finite."""
     import torch
 
-    norms = [torch.as_tensor(r.gradient_norm, device=device).double().reshape(()) for r in records]
-    taken = torch.tensor([not record.skipped for record in records], device=device)
-    return (~torch.stack(norms).isfinite() & taken).double()
+    norms = [
+        torch.as_tensor(each.record.gradient_norm, device=device).double().reshape(())
+        for each in kept
+    ]
+    taken = torch.tensor([each.counts for each in kept], device=device)
+    return (~torch.stack(norms).isfinite() & taken).double()[:, None]
 
 
 def _mean(total: float, count: float) -> float | None:

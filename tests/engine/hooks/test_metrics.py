@@ -150,11 +150,64 @@ def test_what_is_no_number_is_null(tmp_path: Path) -> None:
     metrics, backend = hook(path, every=1), FakeBackend()
     metrics.on_start(backend, Progress())
     counts = torch.tensor([4.0, 8.0, 4.0, 0.0, 8.0, 0.0], dtype=torch.float64)
-    step = record(1, counts=counts, gradient_norm=float("inf"), skipped=True)
-    metrics.after_step(backend, Progress(1), step)
+    metrics.after_step(backend, Progress(1), record(1, counts=counts))
+    overflowed = record(2, gradient_norm=float("inf"), skipped=True)
+    metrics.after_step(backend, Progress(2), overflowed)
+    first, second = lines(path)
+    assert first["sources"]["domain"] == {"tokens": 0, "loss": None, "share": 0.0}
+    assert (second["grad_norm"], second["loss"]) == (None, None)
+
+
+def test_skipped_steps_are_counted_and_nothing_of_them_enters_the_sums(tmp_path: Path) -> None:
+    """Refused ones with a loss that is no number, avoided ones without any, overflowed ones."""
+    path, plain = tmp_path / "metrics.jsonl", tmp_path / "plain.jsonl"
+    nan, nothing = torch.full((3,), float("nan")), torch.zeros(0)
+    bad = {
+        2: {"losses": nan, "gradient_norm": float("inf"), "skipped": True, "judged": True},
+        3: {"losses": nothing, "counts": nothing, "gradient_norm": float("nan")}
+        | {"skipped": True, "judged": True},
+        5: {"gradient_norm": float("inf"), "skipped": True},
+    }
+    for target, steps in ((path, range(1, 9)), (plain, (1, 4, 6, 7, 8))):
+        metrics, backend = hook(target, every=4, steps=8), FakeBackend()
+        metrics.on_start(backend, Progress())
+        for step in steps:
+            metrics.after_step(backend, Progress(step), record(step, **bad.get(step, {})))
+    for mine, theirs, skipped in zip(untimed(path), untimed(plain), (2, 3), strict=True):
+        assert mine == theirs | {"skipped": skipped}
+
+
+def test_without_a_guard_an_overflowed_step_must_have_a_finite_loss(tmp_path: Path) -> None:
+    metrics, backend = hook(tmp_path / "metrics.jsonl", every=1), FakeBackend()
+    metrics.on_start(backend, Progress())
+    step = record(1, losses=torch.full((3,), float("nan")), skipped=True)
+    with pytest.raises(NumericalError, match="step 1: the loss is not finite"):
+        metrics.after_step(backend, Progress(1), step)
+
+
+def test_a_window_of_skipped_steps_alone_has_no_loss(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics, backend = hook(path), FakeBackend()
+    metrics.on_start(backend, Progress())
+    for step in (1, 2):
+        gone = record(step, losses=torch.zeros(0), counts=torch.zeros(0), skipped=True, judged=True)
+        metrics.after_step(backend, Progress(step), gone)
     (line,) = lines(path)
-    assert line["grad_norm"] is None
-    assert line["sources"]["domain"] == {"tokens": 0, "loss": None, "share": 0.0}
+    assert (line["loss"], line["tokens"], line["skipped"]) == (None, 0, 2)
+    assert line["sources"]["domain"] == {"tokens": 0, "loss": None, "share": None}
+
+
+def test_what_was_pending_when_a_run_is_taken_back_does_not_count(tmp_path: Path) -> None:
+    path, whole = tmp_path / "metrics.jsonl", tmp_path / "whole.jsonl"
+    drive(hook(whole), FakeBackend(), 1, 7)
+    metrics, backend = hook(path), FakeBackend()
+    drive(metrics, backend, 1, 3)
+    state = json.loads(json.dumps(metrics.state_dict()))
+    for step in (4, 5):
+        metrics.after_step(backend, Progress(step), record(step))
+    metrics.load_state_dict(state)
+    drive(metrics, backend, 4, 7)
+    assert untimed(path) == untimed(whole)
 
 
 def test_sinks_get_the_same_numbers(tmp_path: Path) -> None:
@@ -175,5 +228,5 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 
 def test_a_disk_error_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(ResourceError, match=r"metrics\.jsonl: Is a directory.*bytes are free"):
+    with pytest.raises(ResourceError, match=r"metrics\.jsonl: Is a directory.*bytes (are )?free"):
         JsonLines(tmp_path / "metrics.jsonl").append({"step": 1})

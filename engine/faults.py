@@ -9,18 +9,23 @@ Actions: ``kill``, ``term``, ``usr1``, ``int`` and ``stop`` send this process th
 and ``eio`` raise the operating system's error for a full disk and a broken one; ``error`` raises a
 RuntimeError; ``memory`` raises torch's out-of-memory error; ``sleep`` waits ``seconds``; ``nan``,
 ``inf`` and ``spike`` (times 100) change a value that is handed to ``altered``.
+
+``ONWARD_FAULT_LOG`` names a file that gets a JSON line before each strike: which, where, when.
 """
 
 import errno
+import json
 import os
 import signal
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from configs.errors import RecipeError
 
 VARIABLE = "ONWARD_FAULT"
+LOG = "ONWARD_FAULT_LOG"
 _SIGNALS = {
     "kill": signal.SIGKILL,
     "term": signal.SIGTERM,
@@ -35,8 +40,9 @@ T = TypeVar("T")
 
 @dataclass
 class Fault:
-    """One fault; ``left`` counts down to the time it strikes."""
+    """One fault, as ``text`` gave it; ``left`` counts down to the time it strikes."""
 
+    text: str
     action: str
     point: str
     where: dict[str, str]
@@ -68,7 +74,7 @@ def _parse_one(text: str) -> Fault:
         msg = f"{VARIABLE}: '{text}': expected ACTION@POINT[:KEY=VALUE,...]"
         raise RecipeError(msg)
     left, seconds = int(where.pop("nth", "1")), float(where.pop("seconds", "0"))
-    return Fault(action, point, where, seconds, left)
+    return Fault(text, action, point, where, seconds, left)
 
 
 def load(text: str | None = None) -> None:
@@ -87,6 +93,7 @@ def altered(point: str, value: T, **where: object) -> T:
     """The value, or what a fault makes of it (times nan, inf or 100)."""
     for fault in _faults:
         if fault.action in _ALTERS and fault.strikes(point, _told(where)):
+            _note(fault)
             value = value * _ALTERS[fault.action]  # type: ignore[operator,assignment]  # a tensor or number
     return value
 
@@ -95,7 +102,17 @@ def _told(where: dict[str, object]) -> dict[str, object]:
     return {"rank": os.environ.get("RANK", "0"), **where}
 
 
+def _note(fault: Fault) -> None:
+    """Before it strikes: afterwards there may be nobody to tell."""
+    if path := os.environ.get(LOG):
+        rank = int(os.environ.get("RANK", "0"))
+        line = json.dumps({"time": time.time(), "rank": rank, "fault": fault.text}) + "\n"
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(line)
+
+
 def _strike(fault: Fault) -> None:
+    _note(fault)
     if fault.action in _SIGNALS:
         os.kill(os.getpid(), _SIGNALS[fault.action])
     elif fault.action == "sleep":

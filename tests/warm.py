@@ -199,8 +199,13 @@ class WarmWorkers:
         world: int = 2,
         env: Mapping[str, str] | None = None,
         grace: float = GRACE_SECONDS,
+        warning: float | None = None,
     ) -> Handle:
-        """Begin the same without waiting for its end."""
+        """Begin the same without waiting for its end.
+
+        ``grace``: seconds that the others get when a rank has died; ``warning``: seconds until they
+        get SIGTERM before that, as deepspeed's launcher sends it; None: they get none.
+        """
         number = next(self._numbers)
         folder = self._folder / f"run-{number}"
         folder.mkdir()
@@ -213,6 +218,7 @@ class WarmWorkers:
             "env": dict(env or {}),
             "folder": str(folder),
             "grace": grace,
+            "warning": warning,
         }
         self._groups[number] = Handle((), self, number, folder)
         self.tell(asked)
@@ -276,7 +282,9 @@ class _Group:
     id: int
     pids: dict[int, int]
     grace: float
+    warning: float | None
     deadline: float | None = None
+    warned: float | None = None
 
 
 class _Zygote:
@@ -305,7 +313,8 @@ class _Zygote:
             _kill(group.pids.values(), signal.SIGKILL)
 
     def _patience(self) -> float | None:
-        deadlines = [group.deadline for group in self._groups if group.deadline]
+        both = [(group.deadline, group.warned) for group in self._groups]
+        deadlines = [moment for moments in both for moment in moments if moment]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _read(self) -> bool:
@@ -332,7 +341,7 @@ class _Zygote:
                 _become_rank(asked, rank, port)
             pids[rank] = pid
         self._tell(id=asked["id"], pids=list(pids.values()))
-        self._groups.append(_Group(asked["id"], pids, asked["grace"]))
+        self._groups.append(_Group(asked["id"], pids, asked["grace"], asked["warning"]))
 
     def _kill(self, asked: Mapping[str, Any]) -> None:
         for group in self._groups:
@@ -350,6 +359,8 @@ class _Zygote:
                 code = os.waitstatus_to_exitcode(status)
                 if code and group.deadline is None:
                     group.deadline = time.monotonic() + group.grace
+                    if group.warning is not None:
+                        group.warned = time.monotonic() + group.warning
                 how = (
                     {"code": code, "signal": None} if code >= 0 else {"code": None, "signal": -code}
                 )
@@ -358,6 +369,9 @@ class _Zygote:
 
     def _end_late_ones(self) -> None:
         for group in self._groups:
+            if group.warned and time.monotonic() >= group.warned:
+                _kill(group.pids.values(), signal.SIGTERM)
+                group.warned = None
             if group.deadline and time.monotonic() >= group.deadline:
                 _kill(group.pids.values(), signal.SIGKILL)
                 group.deadline = None

@@ -1,0 +1,224 @@
+"""What a run of the campaign is, and what hits it: a pure function of the seed and its number."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal
+
+Model = Literal["bert", "gpt2"]
+Extra = Literal["plain", "penalty", "lora"]
+IN_STEP = ("data", "reduce", "forward", "backward", "optimizer")
+SAVE_ANY_RANK = ("checkpoint.shard", "checkpoint.half", "checkpoint.gather")
+SAVE_FIRST_RANK = (
+    "checkpoint.begin",
+    "checkpoint.manifest",
+    "checkpoint.rename",
+    "checkpoint.renamed",
+    "checkpoint.prune",
+)
+DAMAGES = ("empty", "half", "one byte short", "flip", "delete", "rename", "swap", "extra")
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A pretraining stage of the campaign.
+
+    Attributes:
+        world: ranks that it is begun with.
+        batch: rows a step, on any number of ranks.
+        micro: rows of a micro-batch; the same on any number of ranks, as dropout is keyed by it.
+        every: steps between checkpoints; ``keep`` of them stay.
+    """
+
+    model: Model
+    stage: int
+    precision: Literal["fp32", "bf16"]
+    world: int
+    extra: Extra
+    batch: int
+    micro: int
+    steps: int
+    every: int
+    keep: int
+
+    @property
+    def worlds(self) -> tuple[int, ...]:
+        """Numbers of ranks that the batch can be split over."""
+        return tuple(n for n in (1, 2, 3, 4) if self.batch % (n * self.micro) == 0)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """ZeRO stages that it could run at, too."""
+        return (0, 1, 2, 3) if self.precision == "fp32" else (1, 2, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What hits one attempt, and what is done before the next.
+
+    Attributes:
+        kind: its row in the table.
+        inject: for ``ONWARD_FAULT`` of the attempt.
+        damage: done to the newest checkpoint after the attempt; empty: nothing.
+        draw: seeds which file and which place the damage hits.
+        world: ranks of the attempts from then on; None: as before.
+        stage: ZeRO stage from then on; None: as before.
+        verify: how shards are checked, and how they are read, from then on; None: as before.
+    """
+
+    kind: str
+    inject: str
+    damage: str = ""
+    draw: int = 0
+    world: int | None = None
+    stage: int | None = None
+    reading: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One run of the campaign."""
+
+    number: int
+    setup: Setup
+    faults: tuple[Fault, ...]
+
+    @property
+    def changes_sums(self) -> bool:
+        """Whether sums are rounded otherwise than in the run that nothing hit."""
+        return any(fault.world or fault.stage is not None for fault in self.faults)
+
+
+def setups() -> list[Setup]:
+    """Every model, ZeRO stage and precision, in three ways."""
+    precisions = [(stage, "fp32") for stage in range(4)] + [(stage, "bf16") for stage in (1, 2, 3)]
+    found = []
+    for number, (variant, model, (stage, precision)) in enumerate(
+        product(range(3), ("bert", "gpt2"), precisions)
+    ):
+        extra = ("plain", "penalty", "lora")[(variant + number) % 3]
+        wide = variant == 2
+        found.append(
+            Setup(
+                model,  # type: ignore[arg-type]  # product widens the literals
+                stage,
+                precision,  # type: ignore[arg-type]
+                world=(3 if number % 2 else 4) if wide else 2,
+                extra=extra,  # type: ignore[arg-type]
+                batch=12 if wide else 8,
+                micro=1 if wide else 2,
+                steps=8 + number % 5,
+                every=2 + number % 2,
+                keep=1 + number // 2 % 2,
+            )
+        )
+    return found
+
+
+def draw(seed: int, number: int) -> Drawn:
+    """Run ``number`` of the campaign with this seed."""
+    rng = random.Random(f"{seed}/{number}")
+    setup = rng.choice(setups())
+    faults: list[Fault] = []
+    now, low = setup, 0
+    for _ in range(rng.choice((1, 1, 2, 2, 3))):
+        make = rng.choices(list(KINDS), list(KINDS.values()))[0]
+        low = rng.randrange(low, setup.steps - 1)
+        fault = make(rng, now, low)
+        faults.append(fault)
+        stage = now.stage if fault.stage is None else fault.stage
+        now = replace(now, world=fault.world or now.world, stage=stage)
+    return Drawn(number, setup, tuple(faults))
+
+
+def _in_step(rng: random.Random, now: Setup, step: int) -> str:
+    """A point within a step, on any rank, at any of its micro-batches."""
+    point, rank = rng.choice(IN_STEP), rng.randrange(now.world)
+    each = now.batch // now.micro // now.world
+    nth = rng.randint(1, each) if point in {"forward", "backward"} else 1
+    return f"{point}:rank={rank},step={step},nth={nth}"
+
+
+def _in_save(rng: random.Random, now: Setup, points: Sequence[str]) -> str:
+    point = rng.choice(points)
+    rank = rng.randrange(now.world) if point in SAVE_ANY_RANK else 0
+    return f"{point}:rank={rank},nth={rng.randint(1, 2)}"
+
+
+def kill_in_step(rng: random.Random, now: Setup, step: int) -> Fault:
+    return Fault("killed in a step", f"kill@{_in_step(rng, now, step)}")
+
+
+def kill_in_save(rng: random.Random, now: Setup, _: int) -> Fault:
+    where = _in_save(rng, now, (*SAVE_ANY_RANK, *SAVE_FIRST_RANK))
+    return Fault("killed in a save", f"kill@{where}")
+
+
+def kill_elsewhere(rng: random.Random, now: Setup, _: int) -> Fault:
+    point, nth = rng.choice((("start", 1), ("validation", 1), ("validation", 3)))
+    return Fault(
+        "killed at the start or in validation",
+        f"kill@{point}:rank={rng.randrange(now.world)},nth={nth}",
+    )
+
+
+def exception(rng: random.Random, now: Setup, step: int) -> Fault:
+    return Fault("exception in a step", f"error@{_in_step(rng, now, step)}")
+
+
+def damaged(rng: random.Random, now: Setup, step: int) -> Fault:
+    late = max(step, now.every)
+    return Fault(
+        "checkpoint damaged",
+        f"kill@{_in_step(rng, now, late)}",
+        damage=rng.choice(DAMAGES),
+        draw=rng.randrange(1 << 30),
+    )
+
+
+def disk(rng: random.Random, now: Setup, _: int) -> Fault:
+    where = _in_save(rng, now, ("checkpoint.begin", "checkpoint.shard", "checkpoint.half"))
+    return Fault("disk full or failing", f"{rng.choice(('full', 'eio'))}@{where}")
+
+
+def slow(rng: random.Random, now: Setup, step: int) -> Fault:
+    """A slow disk, and a kill while the slow write may be under way."""
+    where = _in_save(rng, now, ("checkpoint.half",))
+    kill = _in_step(rng, now, min(now.steps - 1, step + 2))
+    return Fault("slow disk", f"sleep@{where},seconds=1;kill@{kill}")
+
+
+def other_world(rng: random.Random, now: Setup, step: int) -> Fault:
+    others = [n for n in now.worlds if n != now.world]
+    return Fault(
+        "other number of ranks", f"kill@{_in_step(rng, now, step)}", world=rng.choice(others)
+    )
+
+
+def other_stage(rng: random.Random, now: Setup, step: int) -> Fault:
+    others = [n for n in now.stages if n != now.stage]
+    return Fault("other ZeRO stage", f"kill@{_in_step(rng, now, step)}", stage=rng.choice(others))
+
+
+def other_reading(rng: random.Random, now: Setup, step: int) -> Fault:
+    return Fault(
+        "read in another way",
+        f"kill@{_in_step(rng, now, step)}",
+        reading=rng.choice(("pread", "sizes")),
+    )
+
+
+KINDS: dict[Callable[[random.Random, Setup, int], Fault], int] = {
+    kill_in_step: 6,
+    kill_in_save: 7,
+    kill_elsewhere: 2,
+    exception: 1,
+    damaged: 4,
+    disk: 2,
+    slow: 1,
+    other_world: 3,
+    other_stage: 2,
+    other_reading: 1,
+}
+"""Each kind of fault and how often it is drawn."""

@@ -1,0 +1,181 @@
+"""What a finished run has to show for itself, and whether that is what an unhit one shows."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TIMES = frozenset({"seconds", "tokens_per_second", "mfu"})
+"""Keys of what differs between two runs of the same steps."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        digest: sha256 of the last checkpoint: every weight and optimizer state as whole tensors,
+            cursor, hooks' and backend's state, but no times.
+        export: digest of the exported model.
+        losses: (step, loss) of training; ``held_out``: (step, set, loss).
+        rows: of each step the rows that it was taken with, of all ranks, sorted.
+        weights: the fp32 weights, by name, as one flat list of norms for a comparison by size.
+    """
+
+    digest: str
+    export: str
+    losses: list[list[float]]
+    held_out: list[list[Any]]
+    rows: dict[int, list[list[int]]]
+    norms: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """For a file."""
+        return vars(self) | {"rows": {str(step): rows for step, rows in self.rows.items()}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Result":
+        """Take back what ``to_json`` gave."""
+        rows = {int(step): rows for step, rows in values["rows"].items()}
+        return cls(**(dict(values) | {"rows": rows}))
+
+
+def result_of(stage: Path, records: Sequence[Path]) -> Result:
+    """Read what a run left; ``records``: each attempt's, in order."""
+    from engine.checkpoint import newest
+
+    status = json.loads((stage / "status.json").read_bytes())
+    found = newest(stage / "checkpoints", status["key"])
+    if found is None:
+        msg = f"{stage}: no checkpoint"
+        raise RuntimeError(msg)
+    digest, norms = _state_digest(found)
+    lines = _json_lines(stage / "metrics.jsonl")
+    held_out = [
+        [line["step"], name, numbers["loss"]]
+        for line in _json_lines(stage / "validation.jsonl")
+        for name, numbers in line["sets"].items()
+    ]
+    return Result(
+        digest,
+        status["fingerprint"],
+        [[line["step"], line["loss"]] for line in lines],
+        held_out,
+        rows_trained_on(records),
+        norms,
+    )
+
+
+def _state_digest(found: Any) -> tuple[str, dict[str, float]]:
+    store = found.store()
+    digest = hashlib.sha256()
+    norms = {}
+    for name in sorted(store.names):
+        for key in sorted({"fp32", *store.state_keys}):
+            if not store.has(name, key):
+                continue
+            tensor = store.whole(name, key)
+            digest.update(f"{name}|{key}|{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+            norms[f"{name}|{key}"] = float(tensor.double().norm())
+    facts = {"step": found.step, "state": found.state, "backend": found.backend_state}
+    digest.update(json.dumps(_timeless(facts), sort_keys=True).encode())
+    return digest.hexdigest(), norms
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _timeless(inner) for key, inner in value.items() if key not in TIMES}
+    return [_timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _json_lines(path: Path) -> list[Any]:
+    """Every line; the recorder of a killed rank may have left half of one, which counts as none."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            found.append(json.loads(line))
+    return found
+
+
+def progress_of(records: Path) -> tuple[list[int], int]:
+    """The steps that an attempt's training began after, and how many steps it took."""
+    starts: list[int] = []
+    steps = 0
+    for path in records.glob("*.jsonl"):
+        if not path.name.startswith("rank-"):
+            continue
+        lines = _json_lines(path)
+        starts = max(starts, [line["start"] for line in lines if "start" in line], key=len)
+        steps = max(steps, sum("step" in line for line in lines))
+    return starts, steps
+
+
+def rows_trained_on(records: Sequence[Path]) -> dict[int, list[list[int]]]:
+    """Of each step the rows that the final weights have seen in it.
+
+    What a step did before an attempt took up an earlier checkpoint is undone by that: only steps up
+    to where the next attempt began count. RuntimeError if an attempt began behind what was done.
+    """
+    rows: dict[int, list[list[int]]] = {}
+    for folder in records:
+        for start, steps in _trainings(folder):
+            if missing := [step for step in range(1, start + 1) if step not in rows]:
+                msg = f"{folder}: began after step {start}, but nobody took step {missing[0]}"
+                raise RuntimeError(msg)
+            rows = {step: found for step, found in rows.items() if step <= start} | steps
+    return {step: sorted(found) for step, found in sorted(rows.items())}
+
+
+def _trainings(folder: Path) -> Iterator[tuple[int, dict[int, list[list[int]]]]]:
+    """(start, rows by step) of each time that training began; only steps that all ranks took."""
+    ranks = [_split(_json_lines(path)) for path in sorted(folder.glob("rank-*.jsonl"))]
+    for turn in range(max(map(len, ranks), default=0)):
+        parts = [rank[turn] for rank in ranks if len(rank) > turn]
+        starts = {start for start, _, _ in parts}
+        if len(starts) != 1:
+            msg = f"{folder}: the ranks began after different steps: {sorted(starts)}"
+            raise RuntimeError(msg)
+        whole = [steps for _, world, steps in parts if len(parts) == world]
+        common = set.intersection(*(set(steps) for steps in whole)) if whole else set()
+        yield starts.pop(), {s: [row for steps in whole for row in steps[s]] for s in common}
+
+
+def _split(lines: Sequence[Any]) -> list[tuple[int, int, dict[int, list[list[int]]]]]:
+    found: list[tuple[int, int, dict[int, list[list[int]]]]] = []
+    for line in lines:
+        if "start" in line:
+            found.append((line["start"], line["world"], {}))
+        else:
+            found[-1][2][line["step"]] = line["rows"]
+    return found
+
+
+def compare(ours: Result, control: Result, steps: int, batch: int) -> dict[str, Any]:
+    """What agrees with the control, and by how much the losses differ where they do."""
+    flat = [tuple(row) for rows in ours.rows.values() for row in rows]
+    return {
+        "digest_equal": ours.digest == control.digest,
+        "export_equal": ours.export == control.export,
+        "losses_equal": ours.losses == control.losses and ours.held_out == control.held_out,
+        "ids_exact": ours.rows == control.rows and set(ours.rows) == set(range(1, steps + 1)),
+        "rows_twice": len(flat) - len(set(flat)),
+        "rows_missing": steps * batch - len(set(flat)),
+        "loss_difference": _largest(ours.losses, control.losses),
+        "norm_difference": max(
+            abs(value - control.norms[name]) / max(abs(control.norms[name]), 1e-12)
+            for name, value in ours.norms.items()
+        )
+        if ours.norms.keys() == control.norms.keys()
+        else None,
+    }
+
+
+def _largest(ours: Sequence[Sequence[float]], control: Sequence[Sequence[float]]) -> float | None:
+    """Largest relative difference of a step's loss; None if they are not the same steps."""
+    if [line[0] for line in ours] != [line[0] for line in control]:
+        return None
+    pairs = [(a[1], b[1]) for a, b in zip(ours, control, strict=True)]
+    return max(abs(a - b) / abs(b) for a, b in pairs)

@@ -17,7 +17,8 @@ from pydantic import Field, ValidationError
 from configs.errors import CheckpointError, DataError, ResourceError
 from configs.schema import Config
 from configs.yaml_source import yaml_text
-from engine.checkpoint.commit import disk_errors, sync_folder
+from engine.checkpoint.commit import sync_folder
+from engine.checkpoint.disk import disk_errors
 
 LAUNCH_FILES = {"status.json", "launcher.log", "launch"}
 

@@ -2,9 +2,9 @@
 
 from engine.checkpoint.describe import describe
 from engine.checkpoint.export import Export, export_model, export_problems, read_card
-from engine.checkpoint.fragments import FragmentStore
 from engine.checkpoint.resume import Checkpoint, newest, open_checkpoint
 from engine.checkpoint.save import prune, save
+from engine.checkpoint.store import FragmentStore
 
 __all__ = [
     "Checkpoint",

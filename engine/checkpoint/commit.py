@@ -9,19 +9,22 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from configs.errors import CheckpointError, ResourceError
+from configs.errors import CheckpointError
+from engine.checkpoint.disk import retried
 
 MANIFEST = "manifest.json"
-FORMAT = "onward-checkpoint-1"
+FORMAT = "onward-checkpoint-2"
 ASIDE = ".tmp-"
+UNREAD = slice(0)
+"""The share of a process that reads no content, but looks at names and sizes."""
 _BLOCK = 1 << 22
 _UNIQUE = "-[0-9a-f]{8}"
 
@@ -35,57 +38,31 @@ class FileRecord:
     xxh3_128: str
 
 
-@contextmanager
-def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn an OSError into a ResourceError that names the path and the free bytes."""
-    try:
-        yield
-    except OSError as error:
-        where = Path(error.filename) if isinstance(error.filename, str) else path
-        raise ResourceError(_disk_message(where, error, needed)) from error
+def write_file(path: Path, content: Callable[[], Iterable[bytes | memoryview]]) -> FileRecord:
+    """Write and sync a new file; the digest is of the bytes given, not of what the disk kept.
+
+    ``content`` is called again for a new try: a file whose sync failed may have lost any page,
+    so nothing of it is used.
+    """
+    return retried(path, lambda: _write_once(path, content()))
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """ResourceError if fewer than ``needed`` bytes are free where ``folder`` lies."""
-    free = free_bytes(folder)
-    if free is not None and free < needed:
-        msg = (
-            f"{folder}: no space: {needed} bytes are needed, {free} bytes are free; "
-            "make room or keep fewer checkpoints, then run again"
-        )
-        raise ResourceError(msg)
-
-
-def free_bytes(path: Path) -> int | None:
-    """Bytes free on the file system of ``path`` or its nearest existing parent."""
-    for folder in (path, *path.parents):
-        try:
-            return shutil.disk_usage(folder).free
-        except OSError:
-            continue
-    return None
-
-
-def _disk_message(path: Path, error: OSError, needed: int | None) -> str:
-    need = "" if needed is None else f"{needed} bytes are needed, "
-    return (
-        f"{path}: {error.strerror or error}: {need}{free_bytes(path)} bytes are free there; "
-        "nothing under a final name was changed; see to the disk, then run again"
-    )
-
-
-def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
-    """Write and sync a new file; the digest is of the bytes given, not of what the disk kept."""
+def _write_once(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
     digest = xxhash.xxh3_128()
     size = 0
-    with path.open("xb") as file:
+    path.unlink(missing_ok=True)
+    with path.open("xb", buffering=0) as file:
         for chunk in chunks:
-            file.write(chunk)
             digest.update(chunk)
             size += len(chunk)
-        file.flush()
+            _write_all(file, memoryview(chunk))
         os.fsync(file.fileno())
     return FileRecord(path.name, size, digest.hexdigest())
+
+
+def _write_all(file: RawIOBase, rest: memoryview) -> None:
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> FileRecord:
@@ -95,7 +72,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> FileRecord:
     except (TypeError, ValueError) as error:
         msg = f"{path.name}: state that JSON cannot hold: {error}"
         raise CheckpointError(msg) from error
-    return write_file(path, [text])
+    return write_file(path, lambda: [text])
 
 
 def _rendered(value: Mapping[str, Any]) -> bytes:
@@ -109,6 +86,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """A folder whose name survives a loss of power; one that is there already stays."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def aside(final: Path) -> Path:
@@ -136,10 +120,15 @@ def remove(entry: Path) -> None:
 
 def retire(folder: Path) -> None:
     """Delete a finished folder so that a half-deleted one never bears its name."""
+    remove(hide(folder))
+
+
+def hide(folder: Path) -> Path:
+    """Take its name from a finished folder, for good; returns where it lies now."""
     hidden = folder.parent / f"{ASIDE}{folder.name}-{uuid.uuid4().hex[:8]}"
     folder.rename(hidden)
     sync_folder(folder.parent)
-    remove(hidden)
+    return hidden
 
 
 def publish(temporary: Path, final: Path) -> None:
@@ -154,14 +143,17 @@ def publish(temporary: Path, final: Path) -> None:
 def write_hint(path: Path, text: str) -> None:
     """Replace a small text file at once. It is for people: nothing reads it back as truth."""
     temporary = path.parent / f"{ASIDE}{path.name}-{uuid.uuid4().hex[:8]}"
-    write_file(temporary, [text.encode()])
+    write_file(temporary, lambda: [text.encode()])
     temporary.replace(path)
     sync_folder(path.parent)
 
 
-def seal(folder: Path, facts: Mapping[str, Any], files: Iterable[FileRecord]) -> None:
-    """Write ``manifest.json``: the facts, every file's size and digest, and its own digest."""
-    body = {"format": FORMAT, **facts, "files": [asdict(file) for file in files]}
+def seal(folder: Path, name: str, facts: Mapping[str, Any], files: Iterable[FileRecord]) -> None:
+    """Write ``manifest.json``: the facts, every file's size and digest, and its own digest.
+
+    ``name`` is the one that the folder is going to bear; under another it is not believed.
+    """
+    body = {"format": FORMAT, "name": name, **facts, "files": [asdict(file) for file in files]}
     write_json(folder / MANIFEST, {**body, "digest": _own_digest(body)})
 
 
@@ -172,7 +164,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         msg = f"{path}: leads out of the checkpoint"
         raise CheckpointError(msg)
     try:
-        text = path.read_bytes()
+        text = retried(path, path.read_bytes)
     except FileNotFoundError:
         msg = f"{path}: missing; the save was never finished"
         raise CheckpointError(msg) from None
@@ -183,7 +175,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         body = json.loads(text)
         as_written = _rendered(body)
         digest = body.pop("digest")
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         msg = f"{path}: damaged: no longer the JSON that was written"
         raise CheckpointError(msg) from None
     if digest != _own_digest(body) or text != as_written:
@@ -195,30 +187,62 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(body)
 
 
+def files_of(manifest: Mapping[str, Any], folder: Path) -> list[FileRecord]:
+    """The files that a manifest names; CheckpointError if one lies elsewhere, or it is no list."""
+    try:
+        files = [FileRecord(**entry) for entry in manifest["files"]]
+        plain = [is_plain(file.name) and file.size >= 0 for file in files]
+    except (KeyError, TypeError):
+        msg = f"{folder / MANIFEST}: names no files"
+        raise CheckpointError(msg) from None
+    if not all(plain):
+        msg = f"{folder / MANIFEST}: {files[plain.index(False)].name!r} leads out of the checkpoint"
+        raise CheckpointError(msg)
+    return files
+
+
+def is_plain(name: object) -> bool:
+    """Whether it is the name of a file in a folder, and no way to anywhere else."""
+    return (
+        isinstance(name, str)
+        and Path(name).name == name
+        and name not in {"", ".."}
+        and "\0" not in name
+    )
+
+
 def problems_of(folder: Path, share: slice = slice(None)) -> list[str]:
     """What is wrong with a checkpoint, a line for each file; empty if it is intact.
 
-    ``share`` picks the files whose content this process reads, so that several can split them.
+    ``share`` picks the files whose content this process reads, so that several can split them;
+    ``UNREAD`` picks none. All else is looked at by everybody.
     """
+    try:
+        return _problems_of(folder, share)
+    except OSError as error:
+        return [f"{error.filename or folder}: cannot be read: {error.strerror}"]
+
+
+def _problems_of(folder: Path, share: slice) -> list[str]:
     if folder.is_symlink() or not folder.is_dir():
         return [f"{folder}: not a folder of its own (a link, a file, or nothing)"]
     try:
         manifest = read_manifest(folder)
+        files = files_of(manifest, folder)
     except CheckpointError as error:
         return [str(error)]
-    files = [FileRecord(**entry) for entry in manifest["files"]]
+    if manifest.get("name") != folder.name:
+        return [f"{folder}: renamed: it was saved as {manifest.get('name')!r}"]
     expected = {MANIFEST, *(file.name for file in files)}
     present = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
     found = [f"{folder / name}: not part of this checkpoint" for name in sorted(present - expected)]
     found += (problem for file in files if (problem := _shape_problem(folder, file)))
-    return found or [
-        problem for file in files[share] if (problem := _content_problem(folder, file))
-    ]
+    return found or [problem for file in files[share] if (problem := content_problem(folder, file))]
 
 
 def _shape_problem(folder: Path, file: FileRecord) -> str | None:
     path = folder / file.name
-    if Path(file.name).name != file.name or path.is_symlink():
+    if path.is_symlink():
         return f"{path}: leads out of the checkpoint"
     if not path.is_file():
         return f"{path}: missing"
@@ -227,18 +251,24 @@ def _shape_problem(folder: Path, file: FileRecord) -> str | None:
     return None
 
 
-def _content_problem(folder: Path, file: FileRecord) -> str | None:
+def content_problem(folder: Path, file: FileRecord) -> str | None:
+    """What is wrong with the content of a file; None if it has the recorded digest."""
     path = folder / file.name
-    digest = xxhash.xxh3_128()
     try:
-        with path.open("rb") as opened:
-            while block := opened.read(_BLOCK):
-                digest.update(block)
+        found = retried(path, lambda: _digest(path))
     except OSError as error:
         return f"{path}: cannot be read: {error.strerror}"
-    if digest.hexdigest() != file.xxh3_128:
-        return f"{path}: damaged: xxh3_128 is {digest.hexdigest()}, expected {file.xxh3_128}"
+    if found != file.xxh3_128:
+        return f"{path}: damaged: xxh3_128 is {found}, expected {file.xxh3_128}"
     return None
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as opened:
+        while block := opened.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _own_digest(body: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 from configs.errors import CheckpointError
 from engine.checkpoint import commit
 from engine.checkpoint.export import CARD, export_problems, read_card
-from engine.checkpoint.fragments import WEIGHT, FragmentStore
 from engine.checkpoint.resume import open_checkpoint
 from engine.checkpoint.save import step_folders
+from engine.checkpoint.store import WEIGHT, FragmentStore
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from configs.errors import CheckpointError, DataError
 from data_pipeline.tokenization import tokenizer_sha256
-from engine.checkpoint import commit
-from engine.checkpoint.fragments import FragmentStore
+from engine.checkpoint import commit, disk
+from engine.checkpoint.store import FragmentStore
 from engine.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _publish(
 ) -> Export:
     """Write aside, load back, compare, and only then give the folder its name."""
     _require_ties(model)
-    with commit.disk_errors(folder):
+    with disk.disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         commit.remove_leftovers(folder.parent, folder.name)
         temporary = commit.aside(folder)
@@ -239,7 +239,7 @@ def _auto_class(model: Any) -> str:
 
 def _write(model: Any, tokenizer: Any, folder: Path) -> None:
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
-    commit.require_space(folder, needed)
+    disk.require_space(folder, needed)
     with quiet_transformers():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -11,18 +11,28 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from configs.errors import CheckpointError
-from engine.checkpoint.commit import FileRecord, require_space, write_file
+from engine import faults
+from engine.checkpoint.commit import FileRecord, write_file
+from engine.checkpoint.disk import disk_errors, require_space
 from engine.protocols import Fragment
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHT = "fp32"
 INDEX = "index.json"
-_BYTES = 4
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How values of a torch dtype lie in a file: safetensors' name for it, and bytes a value."""
+
+    name: str
+    width: int
+
+
+DTYPES = {"float32": Stored("F32", 4), "bfloat16": Stored("BF16", 2), "float16": Stored("F16", 2)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +44,13 @@ class Piece:
     shape: tuple[int, ...]
     start: int
     length: int
+    stored: Stored
     file: str
 
     @property
     def entry(self) -> str:
         """The tensor's name in its file."""
-        return f"{self.name}|{self.key}|{self.start}"
+        return entry_name(self.name, self.key, self.start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +61,62 @@ class RankFile:
     pieces: tuple[Piece, ...]
 
 
-def write_fragments(path: Path, fragments: Iterable[Fragment]) -> RankFile:
-    """Write a rank's fragments as one safetensors file; ResourceError if they cannot fit.
+def entry_name(name: str, key: str, start: int) -> str:
+    """A piece's name in its safetensors file."""
+    return f"{name}|{key}|{start}"
+
+
+def write_fragments(path: Path, fragments: Iterable[Fragment], step: int) -> RankFile:
+    """Write a rank's fragments as one safetensors file, each in its own dtype.
 
     Tensors are brought to the CPU one after another, so a save needs no second copy of the state.
+
+    Raises:
+        DiskError: they do not fit, or the disk failed.
+        CheckpointError: a fragment is not flat, or of a dtype that is not in ``DTYPES``.
     """
     held = [fragment for fragment in fragments if fragment.tensor.numel()]
-    pieces = tuple(
-        Piece(f.name, f.key, tuple(f.shape), f.start, f.tensor.numel(), path.name) for f in held
-    )
+    pieces = tuple(_piece(fragment, path.name) for fragment in held)
     header = _header(pieces)
-    require_space(path.parent, len(header) + _BYTES * sum(piece.length for piece in pieces))
-    return RankFile(write_file(path, _chunks(header, held)), pieces)
+    size = len(header) + sum(piece.stored.width * piece.length for piece in pieces)
+
+    def content() -> Iterator[bytes | memoryview]:
+        faults.reached("checkpoint.shard", step=step)
+        yield header
+        written = len(header)
+        for block in _blocks(held):
+            if written < size / 2 <= written + len(block):
+                faults.reached("checkpoint.half", step=step)
+            yield block
+            written += len(block)
+
+    with disk_errors(path, size):
+        require_space(path.parent, size)
+        return RankFile(write_file(path, content), pieces)
+
+
+def bytes_of(fragments: Iterable[Fragment]) -> int:
+    """How many bytes the values of these fragments take in a file."""
+    return sum(fragment.tensor.numel() * _stored(fragment).width for fragment in fragments)
+
+
+def _piece(fragment: Fragment, file: str) -> Piece:
+    tensor = fragment.tensor
+    stored = _stored(fragment)
+    shape = tuple(fragment.shape)
+    return Piece(fragment.name, fragment.key, shape, fragment.start, tensor.numel(), stored, file)
+
+
+def _stored(fragment: Fragment) -> Stored:
+    tensor = fragment.tensor
+    stored = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+    if stored is None or tensor.ndim != 1:
+        msg = (
+            f"{fragment.name}: '{fragment.key}' is {tensor.dtype} of {tensor.ndim} dimensions, "
+            f"expected one dimension of {', '.join(DTYPES)}"
+        )
+        raise CheckpointError(msg)
+    return stored
 
 
 def _header(pieces: Sequence[Piece]) -> bytes:
@@ -72,9 +127,9 @@ def _header(pieces: Sequence[Piece]) -> bytes:
         if piece.entry in entries:
             msg = f"{piece.name}: rank file {piece.file} would hold '{piece.key}' twice"
             raise CheckpointError(msg)
-        end = offset + _BYTES * piece.length
+        end = offset + piece.stored.width * piece.length
         entries[piece.entry] = {
-            "dtype": "F32",
+            "dtype": piece.stored.name,
             "shape": [piece.length],
             "data_offsets": [offset, end],
         }
@@ -84,17 +139,21 @@ def _header(pieces: Sequence[Piece]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _chunks(header: bytes, fragments: Iterable[Fragment]) -> Iterator[bytes | memoryview]:
-    yield header
+def _blocks(fragments: Iterable[Fragment]) -> Iterator[memoryview]:
+    """The values' bytes in pieces that stay in the processor's cache from digest to write."""
     for fragment in fragments:
-        values = fragment.tensor.detach().cpu().numpy()
-        if values.dtype != np.float32 or values.ndim != 1:
-            msg = (
-                f"{fragment.name}: '{fragment.key}' is {values.dtype} {values.shape}, "
-                "expected flat fp32"
-            )
-            raise CheckpointError(msg)
-        yield np.ascontiguousarray(values).data.cast("B")
+        values = _host_bytes(fragment.tensor)
+        for at in range(0, len(values), _BLOCK):
+            yield values[at : at + _BLOCK]
+
+
+def _host_bytes(tensor: "Tensor") -> memoryview:
+    flat = tensor.detach().cpu().contiguous()
+    if str(flat.dtype) == "torch.bfloat16":
+        import torch
+
+        flat = flat.view(torch.int16)  # numpy has no bfloat16
+    return flat.numpy().data.cast("B")
 
 
 def make_index(pieces: Iterable[Piece]) -> dict[str, Any]:
@@ -107,7 +166,10 @@ def make_index(pieces: Iterable[Piece]) -> dict[str, Any]:
         owned.sort(key=lambda piece: piece.start)
         _check_cover(owned)
         entry = parameters.setdefault(name, {"shape": list(owned[0].shape), "states": {}})
-        entry["states"][key] = [[piece.file, piece.start, piece.length] for piece in owned]
+        entry["states"][key] = {
+            "dtype": owned[0].stored.name,
+            "pieces": [[piece.file, piece.start, piece.length] for piece in owned],
+        }
     return {"parameters": parameters}
 
 
@@ -115,96 +177,14 @@ def _check_cover(owned: Sequence[Piece]) -> None:
     first = owned[0]
     end = 0
     for piece in owned:
-        if piece.start != end or piece.shape != first.shape:
+        if piece.start != end or piece.shape != first.shape or piece.stored != first.stored:
             msg = (
                 f"{piece.name}: the ranks' pieces of '{piece.key}' do not join: one ends at {end} "
-                f"of {first.shape}, the next starts at {piece.start} of {piece.shape} "
-                f"({piece.file})"
+                f"of {first.shape} {first.stored.name}, the next starts at {piece.start} of "
+                f"{piece.shape} {piece.stored.name} ({piece.file})"
             )
             raise CheckpointError(msg)
         end += piece.length
     if end != prod(first.shape):
         msg = f"{first.name}: {end} values of '{first.key}' are held, its shape is {first.shape}"
         raise CheckpointError(msg)
-
-
-class FragmentStore:
-    """Reads any range of any state from a checkpoint folder that has been verified."""
-
-    def __init__(self, folder: Path) -> None:
-        """Read the index; CheckpointError if there is none."""
-        self.folder = folder
-        try:
-            index = json.loads((folder / INDEX).read_bytes())
-        except (OSError, ValueError) as error:
-            msg = f"{folder / INDEX}: no index of a checkpoint: {error}"
-            raise CheckpointError(msg) from error
-        self._parameters: dict[str, Any] = index["parameters"]
-        self._files: dict[str, Any] = {}
-
-    @property
-    def names(self) -> list[str]:
-        """Parameters that the checkpoint holds."""
-        return list(self._parameters)
-
-    @property
-    def state_keys(self) -> list[str]:
-        """Keys of the optimizer state, of any parameter: all but the weights' own."""
-        keys = {key for entry in self._parameters.values() for key in entry["states"]}
-        return sorted(keys - {WEIGHT})
-
-    def has(self, name: str, key: str = WEIGHT) -> bool:
-        """Whether the checkpoint holds that state of that parameter."""
-        return key in self._parameters.get(name, {"states": {}})["states"]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of the whole parameter."""
-        return tuple(self._parameter(name)["shape"])
-
-    def whole(self, name: str, key: str = WEIGHT) -> "Tensor":
-        """A state in the shape of its parameter, fp32 on the CPU."""
-        shape = self.shape(name)
-        return self.read(name, key, 0, prod(shape)).reshape(shape)
-
-    def read(self, name: str, key: str, start: int, length: int) -> "Tensor":
-        """fp32 [length] on the CPU: that range of the flattened state.
-
-        Raises:
-            CheckpointError: the checkpoint has no such parameter, state or range.
-        """
-        import torch
-
-        size = prod(self.shape(name))
-        if start < 0 or length < 0 or start + length > size:
-            msg = (
-                f"{self.folder}: {name}: asked for values {start} to {start + length}, it has "
-                f"{size}; the model is not the one that was saved"
-            )
-            raise CheckpointError(msg)
-        out = torch.empty(length)
-        for file, begins, held in self._pieces(name, key):
-            low, high = max(start, begins), min(start + length, begins + held)
-            if low < high:
-                entry = self._open(file).get_slice(f"{name}|{key}|{begins}")
-                out[low - start : high - start] = entry[low - begins : high - begins]
-        return out
-
-    def _parameter(self, name: str) -> dict[str, Any]:
-        if name not in self._parameters:
-            msg = f"{self.folder}: no parameter '{name}'; the model is not the one that was saved"
-            raise CheckpointError(msg)
-        return dict(self._parameters[name])
-
-    def _pieces(self, name: str, key: str) -> list[tuple[str, int, int]]:
-        states = self._parameter(name)["states"]
-        if key not in states:
-            msg = f"{self.folder}: {name} has no state '{key}', it has: {', '.join(sorted(states))}"
-            raise CheckpointError(msg)
-        return [(file, start, length) for file, start, length in states[key]]
-
-    def _open(self, file: str) -> Any:
-        if file not in self._files:
-            from safetensors import safe_open
-
-            self._files[file] = safe_open(self.folder / file, framework="pt")
-        return self._files[file]

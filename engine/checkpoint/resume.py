@@ -1,20 +1,23 @@
 """Resuming: the newest checkpoint that verifies, whatever lies beside it."""
 
 import json
-import sys
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from configs.errors import CheckpointError
-from engine.checkpoint import commit
-from engine.checkpoint.fragments import FragmentStore
-from engine.checkpoint.save import STATE, Alone, Ranks, step_folders
+from engine.checkpoint import commit, disk
+from engine.checkpoint.fragments import INDEX
+from engine.checkpoint.save import STATE, Alone, Ranks, step_folders, step_of
+from engine.checkpoint.store import FragmentStore
 from engine.protocols import Progress
 
 if TYPE_CHECKING:
     from engine.protocols import Backend
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +58,46 @@ class Checkpoint:
         return Progress(self.step)
 
 
-def newest(root: Path, fingerprint: str, ranks: Ranks | None = None) -> Checkpoint | None:
+Verify = Literal["full", "sizes"]
+
+
+def newest(
+    root: Path,
+    fingerprint: str,
+    ranks: Ranks | None = None,
+    verify: Verify = "full",
+    most: int | None = None,
+) -> Checkpoint | None:
     """The newest complete and intact checkpoint in ``root``; None if there is none at all.
 
-    Broken ones are named on stderr and passed over. With ``ranks`` (``engine.distributed``, say)
+    Broken ones are named in a warning and passed over. With ``ranks`` (``engine.distributed``, say)
     every rank must call it: they split the reading, and find the same one or raise alike.
+
+    Args:
+        root: the folder of a stage's checkpoints.
+        fingerprint: of the recipe.
+        ranks: who takes part; None: this process alone.
+        verify: ``full`` reads every byte, as whoever trains on it must. ``sizes`` leaves out the
+            weights' content: enough to look at the state, which is read.
+        most: later steps than that are not looked at; None: all are.
 
     Raises:
         CheckpointError: only broken ones are there, or it belongs to another recipe.
     """
     ranks = ranks or Alone()
-    folders = ranks.broadcast_object(step_folders(root))
+    folders = [
+        folder
+        for folder in ranks.broadcast_object(step_folders(root))
+        if most is None or step_of(folder) <= most
+    ]
     broken: list[str] = []
     for folder in folders:
-        problems = _problems(folder, ranks)
+        problems = _problems(folder, ranks, verify)
         if not problems:
             return _of_recipe(_read(folder), fingerprint)
         broken += problems
         if ranks.rank() == 0:
-            sys.stderr.write("checkpoint passed over: " + "; ".join(problems) + "\n")
+            _log.warning("checkpoint passed over: %s", "; ".join(problems))
     if not broken:
         return None
     msg = (
@@ -90,10 +114,25 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return _read(folder)
 
 
-def _problems(folder: Path, ranks: Ranks) -> list[str]:
-    share = slice(ranks.rank(), None, ranks.world())
-    found = ranks.all_gather_object(commit.problems_of(folder, share))
+def _problems(folder: Path, ranks: Ranks, verify: Verify) -> list[str]:
+    """All ranks' findings. Each looks at all names and sizes, and reads its share."""
+    seen = ranks.broadcast_object(commit.problems_of(folder, commit.UNREAD))
+    if seen:
+        return list(seen)
+    # Rank 0 sees it whole; another host may need a moment.
+    disk.appears(lambda: not commit.problems_of(folder, commit.UNREAD))
+    found = ranks.all_gather_object(_content_problems(folder, ranks, verify))
     return list(dict.fromkeys(problem for problems in found for problem in problems))
+
+
+def _content_problems(folder: Path, ranks: Ranks, verify: Verify) -> list[str]:
+    if verify == "full":
+        return commit.problems_of(folder, slice(ranks.rank(), None, ranks.world()))
+    if problems := commit.problems_of(folder, commit.UNREAD):
+        return problems
+    files = commit.files_of(commit.read_manifest(folder), folder)
+    small = [file for file in files if file.name in {INDEX, STATE}]
+    return [found for file in small if (found := commit.content_problem(folder, file))]
 
 
 def _read(folder: Path) -> Checkpoint:

@@ -1,18 +1,22 @@
 """Saving: every rank writes its fragments, rank 0 seals and names the folder, or nobody does."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from configs.errors import CheckpointError, OnwardError
-from engine.checkpoint import commit
+from engine import faults
+from engine.checkpoint import commit, disk
 from engine.checkpoint.fragments import INDEX, RankFile, make_index, write_fragments
 
 if TYPE_CHECKING:
-    from engine.protocols import Backend, Progress
+    from engine.protocols import Fragment, Progress
 
 STATE = "state.json"
+_log = logging.getLogger(__name__)
 _STEP = "step-"
+_SHARE = "put the run folder on a file system that all hosts share"
 T = TypeVar("T")
 
 
@@ -52,10 +56,22 @@ class Alone:
         return value
 
 
+class Source(Protocol):
+    """Whose state is saved: a backend, or a copy of what one held."""
+
+    def fragments(self) -> "Iterable[Fragment]":
+        """As ``Backend.fragments``; gone through once."""
+        ...
+
+    def extra_state(self) -> dict[str, Any]:
+        """As ``Backend.extra_state``."""
+        ...
+
+
 def save(
     root: Path,
     progress: "Progress",
-    backend: "Backend",
+    source: Source,
     state: Mapping[str, Any],
     fingerprint: str,
     ranks: Ranks | None = None,
@@ -67,47 +83,72 @@ def save(
     Args:
         root: the folder of a stage's checkpoints, on a file system that all ranks share.
         progress: names the checkpoint by its finished steps.
-        backend: whose fragments and extra state are saved.
+        source: whose fragments and extra state are saved.
         state: JSON-able, equal on every rank: cursor, hooks' states and the like.
         fingerprint: of the recipe; another one's checkpoint is never resumed from.
         ranks: who takes part; None: all of ``engine.distributed``.
 
     Raises:
-        ResourceError: the disk failed or is full; what was saved before is untouched.
+        DiskError: the disk failed or is full; what was saved before is untouched.
         CheckpointError: ``step-N`` belongs to another recipe, or the ranks' pieces do not join.
     """
     ranks = ranks or _all_ranks()
-    final = step_folder(root, progress.step)
-    temporary = _on_first(ranks, lambda: _begin(final, fingerprint))
-    if temporary is None:
+    step = progress.step
+    final = step_folder(root, step)
+    if _is_there(final, step, fingerprint, ranks):
         return final
-    written = _write_share(temporary, backend, ranks)
-    record = {"step": progress.step, "backend": backend.extra_state(), "state": dict(state)}
+    temporary = on_first(ranks, lambda: _begin(final))
+    written = _write_share(temporary, source, step, ranks)
 
     def finish() -> None:
         files = [_seen(temporary, file) for file in written]
         index = make_index(piece for file in files for piece in file.pieces)
-        with commit.disk_errors(temporary):
+        record = {"step": step, "backend": source.extra_state(), "state": dict(state)}
+        facts = {"step": step, "fingerprint": fingerprint, "world": ranks.world()}
+        with disk.disk_errors(temporary):
             made = [commit.write_json(temporary / INDEX, index)]
             made.append(commit.write_json(temporary / STATE, record))
-            facts = {"step": progress.step, "fingerprint": fingerprint, "world": ranks.world()}
-            commit.seal(temporary, facts, [*(file.record for file in files), *made])
+            faults.reached("checkpoint.manifest", step=step)
+            records = [*(file.record for file in files), *made]
+            commit.seal(temporary, final.name, facts, records)
+            faults.reached("checkpoint.rename", step=step)
             commit.publish(temporary, final)
-            commit.write_hint(root / "latest", final.name + "\n")
+            faults.reached("checkpoint.renamed", step=step)
+        _write_hint(root, final.name)
 
     try:
-        _on_first(ranks, finish)
+        on_first(ranks, finish)
     except OnwardError:
         _discard(temporary, ranks)
         raise
     return final
 
 
-def prune(root: Path, keep: int, newest: int) -> None:
-    """Delete all but the ``keep`` newest checkpoints up to step ``newest``; rank 0 calls it."""
-    with commit.disk_errors(root):
-        for folder in [f for f in step_folders(root) if step_of(f) <= newest][keep:]:
-            commit.retire(folder)
+def prune(root: Path, keep: int, newest: int, keep_every: int | None = None) -> None:
+    """Delete old checkpoints up to step ``newest``, which was just saved; rank 0 calls it.
+
+    The ``keep`` newest sound ones stay, and those of steps that ``keep_every`` divides. A folder
+    that is not sound (a file is missing or of another size) does not count. Nothing is deleted
+    unless ``newest`` itself is sound.
+
+    Raises:
+        DiskError: the disk failed; what was half deleted no longer bears a checkpoint's name.
+    """
+    kept = 0
+    with disk.disk_errors(root):
+        if not _is_sound(step_folder(root, newest)):
+            return
+        for folder in [f for f in step_folders(root) if step_of(f) <= newest]:
+            if kept < keep:
+                kept += _is_sound(folder)
+            elif keep_every is None or step_of(folder) % keep_every:
+                hidden = commit.hide(folder)
+                faults.reached("checkpoint.prune", step=newest)
+                commit.remove(hidden)
+
+
+def _is_sound(folder: Path) -> bool:
+    return not commit.problems_of(folder, commit.UNREAD)
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -132,34 +173,58 @@ def step_folders(root: Path) -> list[Path]:
     )
 
 
-def _begin(final: Path, fingerprint: str) -> Path | None:
-    """A fresh folder to write into, or None if this very checkpoint is there already."""
-    with commit.disk_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        commit.remove_leftovers(final.parent)
-        if final.exists() and not commit.problems_of(final):
-            theirs = commit.read_manifest(final)["fingerprint"]
-            if theirs == fingerprint:
-                return None
+def _is_there(final: Path, step: int, fingerprint: str, ranks: Ranks) -> bool:
+    """Whether this very checkpoint is there and intact; the ranks split the reading."""
+
+    def look() -> bool:
+        with disk.disk_errors(final):
+            faults.reached("checkpoint.begin", step=step)
+            if not final.exists():
+                return False
+            share = slice(ranks.rank(), None, ranks.world())
+            return not commit.problems_of(final, share)
+
+    if not all(together(ranks, look)):
+        return False
+
+    def accept() -> None:
+        with disk.disk_errors(final):
+            commit.remove_leftovers(final.parent)
+        theirs = commit.read_manifest(final)["fingerprint"]
+        if theirs != fingerprint:
             msg = f"{final}: belongs to another recipe ({theirs}); this one is {fingerprint}"
             raise CheckpointError(msg)
+
+    on_first(ranks, accept)
+    return True
+
+
+def _begin(final: Path) -> Path:
+    """A fresh folder to write into."""
+    with disk.disk_errors(final):
+        commit.make_folder(final.parent)
+        commit.remove_leftovers(final.parent)
         return commit.aside(final)
 
 
-def _write_share(temporary: Path, backend: "Backend", ranks: Ranks) -> list[RankFile]:
+def _write_share(temporary: Path, source: Source, step: int, ranks: Ranks) -> list[RankFile]:
     """Write this rank's file; every rank learns of every file, or of the first failure."""
     path = temporary / f"rank-{ranks.rank():05d}-of-{ranks.world():05d}.safetensors"
 
     def write() -> RankFile:
-        with commit.disk_errors(path):
-            return write_fragments(path, backend.fragments())
+        if not disk.appears(temporary.is_dir):
+            msg = f"{temporary}: made by rank 0 but not seen by rank {ranks.rank()}; {_SHARE}"
+            raise CheckpointError(msg)
+        written = write_fragments(path, source.fragments(), step)
+        with disk.disk_errors(path):
+            faults.reached("checkpoint.gather", step=step)
+        return written
 
-    outcomes = ranks.all_gather_object(_attempt(write))
-    failed = [outcome for outcome in outcomes if isinstance(outcome, OnwardError)]
-    if not failed:
-        return outcomes
-    _discard(temporary, ranks)
-    raise failed[0]
+    try:
+        return together(ranks, write)
+    except OnwardError:
+        _discard(temporary, ranks)
+        raise
 
 
 def _discard(temporary: Path, ranks: Ranks) -> None:
@@ -171,23 +236,41 @@ def _discard(temporary: Path, ranks: Ranks) -> None:
 def _seen(temporary: Path, file: RankFile) -> RankFile:
     """The file, once rank 0 sees it whole; CheckpointError if hosts do not share the folder."""
     path = temporary / file.record.name
-    with commit.disk_errors(path):
+
+    def is_whole() -> bool:
         commit.sync_folder(temporary)
-    if not path.is_file() or path.stat().st_size != file.record.size:
-        msg = (
-            f"{path}: written by its rank but not seen by rank 0; "
-            "put the run folder on a file system that all hosts share"
-        )
-        raise CheckpointError(msg)
-    return file
+        return path.is_file() and path.stat().st_size == file.record.size
+
+    with disk.disk_errors(path):
+        if disk.appears(is_whole):
+            return file
+    msg = f"{path}: written by its rank but not seen by rank 0; {_SHARE}"
+    raise CheckpointError(msg)
 
 
-def _on_first(ranks: Ranks, action: Callable[[], T]) -> T:
+def _write_hint(root: Path, name: str) -> None:
+    """The checkpoint is there already; that its hint is not harms nobody."""
+    try:
+        commit.write_hint(root / "latest", name + "\n")
+    except OSError as error:
+        _log.warning("%s: not written: %s", root / "latest", error.strerror)
+
+
+def on_first(ranks: Ranks, action: Callable[[], T]) -> T:
     """Do something on rank 0 alone; its answer, or its error, is everybody's."""
     outcome = ranks.broadcast_object(_attempt(action) if ranks.rank() == 0 else None)
     if isinstance(outcome, OnwardError):
         raise outcome
     return outcome  # type: ignore[no-any-return]  # what the action returned, after the broadcast
+
+
+def together(ranks: Ranks, action: Callable[[], T]) -> list[T]:
+    """Each rank does its share; everybody's answers, or the first rank's error on all of them."""
+    outcomes = ranks.all_gather_object(_attempt(action))
+    for outcome in outcomes:
+        if isinstance(outcome, OnwardError):
+            raise outcome
+    return outcomes
 
 
 def _attempt(action: Callable[[], T]) -> T | OnwardError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from configs.errors import DataError
-from engine.checkpoint.commit import disk_errors
+from engine.checkpoint.disk import disk_errors
 
 BEFORE_ALL = -1
 

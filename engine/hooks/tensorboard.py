@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.commit import disk_errors
+from engine.checkpoint.disk import disk_errors
 from engine.protocols import Backend, Hook, Progress
 
 

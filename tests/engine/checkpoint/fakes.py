@@ -26,7 +26,18 @@ class FakeTensor:
     def numel(self) -> int:
         return int(self._values.size)
 
+    @property
+    def dtype(self) -> Any:
+        return self._values.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self._values.ndim
+
     def detach(self) -> "FakeTensor":
+        return self
+
+    def contiguous(self) -> "FakeTensor":
         return self
 
     def cpu(self) -> "FakeTensor":

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configs.errors import CheckpointError, ResourceError
-from engine.checkpoint import describe, newest, open_checkpoint, prune, save
+from configs.errors import CheckpointError
+from engine.checkpoint import describe, disk, newest, open_checkpoint, prune, save
 from engine.checkpoint.commit import ASIDE
+from engine.checkpoint.disk import DiskError
 from engine.checkpoint.fragments import make_index
 from engine.protocols import Fragment, Progress
 from tests.engine.checkpoint.fakes import (
@@ -35,6 +36,12 @@ from tests.engine.checkpoint.fakes import (
 )
 
 FILES = ("rank-00000-of-00001.safetensors", "index.json", "state.json", "manifest.json")
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new try comes at once."""
+    monkeypatch.setattr(disk, "PAUSES", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture
@@ -201,11 +208,11 @@ DAMAGES = [
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_damage_is_named_and_the_older_one_used(
-    root: Path, name: str, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+    root: Path, name: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     damage(root / "step-8" / name)
     assert found_step(root) == 4
-    assert str(root / "step-8" / name) in capsys.readouterr().err
+    assert str(root / "step-8" / name) in caplog.text
 
 
 def test_no_flipped_bit_is_ever_trained_on(root: Path) -> None:
@@ -244,8 +251,9 @@ def test_a_manifest_never_leads_out_of_its_folder(root: Path) -> None:
 
     record = FileRecord("../step-4/state.json", 0, "")
     (root / "step-8" / MANIFEST).unlink()
-    seal(root / "step-8", {"step": 8, "fingerprint": "recipe", "world": 1}, [record])
-    with pytest.raises(CheckpointError, match=r"not part of this checkpoint|leads out"):
+    facts = {"step": 8, "fingerprint": "recipe", "world": 1}
+    seal(root / "step-8", "step-8", facts, [record])
+    with pytest.raises(CheckpointError, match=r"'\.\./step-4/state\.json' leads out"):
         open_checkpoint(root / "step-8")
 
 
@@ -303,13 +311,13 @@ def test_pieces_that_overlap_are_not_saved(root: Path) -> None:
     assert make_index([]) == {"parameters": {}}
 
 
-def fail_at(monkeypatch: pytest.MonkeyPatch, number: int, code: int) -> None:
-    """Let the ``number``-th fsync from now on fail."""
+def fail_from(monkeypatch: pytest.MonkeyPatch, number: int, code: int, times: int) -> None:
+    """Let ``times`` fsyncs fail, beginning with the ``number``-th from now on."""
     calls = iter(range(1, sys.maxsize))
     sync = os.fsync
 
     def fsync(handle: int) -> None:
-        if next(calls) == number:
+        if number <= next(calls) < number + times:
             raise OSError(code, os.strerror(code))
         sync(handle)
 
@@ -321,17 +329,29 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, number: int, code: int) -> None:
 def test_a_failing_disk_costs_nothing_that_was_there(
     root: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
-    fail_at(monkeypatch, number, code)
+    fail_from(monkeypatch, number, code, sys.maxsize)
     outcomes = save_on_ranks(root, 12, 2, {})
-    assert [type(outcome) for outcome in outcomes] == [ResourceError] * 2, outcomes
+    assert [type(outcome) for outcome in outcomes] == [DiskError] * 2, outcomes
     message = str(outcomes[0])
     assert message == str(outcomes[1])
     assert str(root) in message
     assert os.strerror(code) in message
-    assert " bytes are free" in message
+    assert " bytes free" in message
     monkeypatch.undo()
     assert not leftovers(root)
     assert found_step(root) == 8
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_moments_trouble_is_waited_for(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    fail_from(monkeypatch, 1, code, 2)
+    save_step(root, 12)
+    assert caplog.text.count("trying again") == 2
+    assert FILES[0] in caplog.text
+    store = open_checkpoint(root / "step-12").store()
+    np.testing.assert_array_equal(store.whole("scale"), values_of(12, "scale", "fp32"))
 
 
 @contextmanager
@@ -345,7 +365,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def test_a_file_limit_in_mid_shard_is_reported(root: Path) -> None:
-    with largest_file(512), pytest.raises(ResourceError, match="File too large") as caught:
+    with largest_file(512), pytest.raises(DiskError, match="File too large") as caught:
         save_step(root, 12)
     assert FILES[0] in str(caught.value)
     assert found_step(root) == 8
@@ -355,7 +375,7 @@ def test_a_file_limit_in_mid_shard_is_reported(root: Path) -> None:
 def test_a_full_disk_is_seen_before_writing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(root)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
-    with pytest.raises(ResourceError, match=r"no space: \d+ bytes are needed, 100 bytes are free"):
+    with pytest.raises(DiskError, match=r"no space: \d+ bytes needed, 100 bytes free"):
         save_step(root, 12)
     monkeypatch.undo()
     assert found_step(root) == 8
@@ -363,7 +383,7 @@ def test_a_full_disk_is_seen_before_writing(root: Path, monkeypatch: pytest.Monk
 
 def test_a_root_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="file"):
+    with pytest.raises(DiskError, match="file"):
         save_step(tmp_path / "file" / "checkpoints", 4)
 
 

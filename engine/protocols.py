@@ -133,10 +133,12 @@ class Fragment:
 
     Attributes:
         name: the parameter's name in the learner.
-        key: ``fp32`` for the weight itself, else the optimizer state's key (``exp_avg``, ...).
+        key: ``fp32`` for the weight itself (whatever its dtype), else the optimizer state's key
+            (``exp_avg``, ...).
         shape: shape of the whole parameter.
         start: where the piece starts in the flattened parameter.
-        tensor: fp32, one-dimensional; a view, so that copying into it restores the state.
+        tensor: one-dimensional, in the dtype in which the run keeps it: fp32, or bf16 with bf16
+            states; a view, so that copying into it (of any dtype) restores the state.
     """
 
     name: str
@@ -195,6 +197,11 @@ class Backend(Protocol):
 
     def sum_over_ranks(self, tensor: "Tensor") -> "Tensor":
         """The elementwise sum over all ranks; every rank must call it."""
+        ...
+
+    @property
+    def state_keys(self) -> tuple[str, ...]:
+        """Keys of the optimizer states that each weight has after a first step."""
         ...
 
     def fragments(self) -> Iterator[Fragment]:

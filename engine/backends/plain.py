@@ -170,6 +170,11 @@ class PlainBackend:
         """The tensor on the device: there is one rank."""
         return tensor.to(self.device, non_blocking=True)
 
+    @property
+    def state_keys(self) -> tuple[str, ...]:
+        """Keys of the optimizer states that each weight has after a first step."""
+        return self._optimizer.state_keys
+
     def fragments(self) -> Iterator[Fragment]:
         """Whole tensors: weights, and the optimizer states that exist already."""
         for name, master in self._masters.items():

@@ -1,5 +1,6 @@
 # make quickstart   set everything up and run the whole chain on text that is on this machine
 # make test         set everything up and run the tests
+# make faults       hit 500 real runs at random and compare; an hour; goes on where it was stopped
 # make check        format, lint, types, layers        make fix   repair format and lint
 VENV ?= .venv
 PYTHON ?= python3
@@ -13,7 +14,7 @@ export HF_HUB_OFFLINE ?= 1
 
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart test check fix clean
+.PHONY: setup quickstart test faults check fix clean
 
 setup: $(READY)
 
@@ -30,6 +31,10 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest $(RUN)
+
+faults: $(READY)
+	$(VENV)/bin/python -m benchmarks.faults --runs 500 --seed 1 $(RUN)
+	$(VENV)/bin/python -m benchmarks.faults --seed 1 --report
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .

@@ -146,16 +146,16 @@ def _in_save(rng: random.Random, now: Setup, points: Sequence[str]) -> str:
     return f"{point}:rank={rank},nth={rng.randint(1, 2)}"
 
 
-def kill_in_step(rng: random.Random, now: Setup, step: int) -> Fault:
+def _kill_in_step(rng: random.Random, now: Setup, step: int) -> Fault:
     return Fault("killed in a step", f"kill@{_in_step(rng, now, step)}")
 
 
-def kill_in_save(rng: random.Random, now: Setup, _: int) -> Fault:
+def _kill_in_save(rng: random.Random, now: Setup, _: int) -> Fault:
     where = _in_save(rng, now, (*SAVE_ANY_RANK, *SAVE_FIRST_RANK))
     return Fault("killed in a save", f"kill@{where}")
 
 
-def kill_elsewhere(rng: random.Random, now: Setup, _: int) -> Fault:
+def _kill_elsewhere(rng: random.Random, now: Setup, _: int) -> Fault:
     point, nth = rng.choice((("start", 1), ("validation", 1), ("validation", 3)))
     return Fault(
         "killed at the start or in validation",
@@ -163,11 +163,11 @@ def kill_elsewhere(rng: random.Random, now: Setup, _: int) -> Fault:
     )
 
 
-def exception(rng: random.Random, now: Setup, step: int) -> Fault:
+def _exception(rng: random.Random, now: Setup, step: int) -> Fault:
     return Fault("exception in a step", f"error@{_in_step(rng, now, step)}")
 
 
-def damaged(rng: random.Random, now: Setup, step: int) -> Fault:
+def _damaged(rng: random.Random, now: Setup, step: int) -> Fault:
     late = max(step, now.every)
     return Fault(
         "checkpoint damaged",
@@ -177,31 +177,31 @@ def damaged(rng: random.Random, now: Setup, step: int) -> Fault:
     )
 
 
-def disk(rng: random.Random, now: Setup, _: int) -> Fault:
+def _disk(rng: random.Random, now: Setup, _: int) -> Fault:
     where = _in_save(rng, now, ("checkpoint.begin", "checkpoint.shard", "checkpoint.half"))
     return Fault("disk full or failing", f"{rng.choice(('full', 'eio'))}@{where}")
 
 
-def slow(rng: random.Random, now: Setup, step: int) -> Fault:
+def _slow(rng: random.Random, now: Setup, step: int) -> Fault:
     """A slow disk, and a kill while the slow write may be under way."""
     where = _in_save(rng, now, ("checkpoint.half",))
     kill = _in_step(rng, now, min(now.steps - 1, step + 2))
     return Fault("slow disk", f"sleep@{where},seconds=1;kill@{kill}")
 
 
-def other_world(rng: random.Random, now: Setup, step: int) -> Fault:
+def _other_world(rng: random.Random, now: Setup, step: int) -> Fault:
     others = [n for n in now.worlds if n != now.world]
     return Fault(
         "other number of ranks", f"kill@{_in_step(rng, now, step)}", world=rng.choice(others)
     )
 
 
-def other_stage(rng: random.Random, now: Setup, step: int) -> Fault:
+def _other_stage(rng: random.Random, now: Setup, step: int) -> Fault:
     others = [n for n in now.stages if n != now.stage]
     return Fault("other ZeRO stage", f"kill@{_in_step(rng, now, step)}", stage=rng.choice(others))
 
 
-def other_reading(rng: random.Random, now: Setup, step: int) -> Fault:
+def _other_reading(rng: random.Random, now: Setup, step: int) -> Fault:
     return Fault(
         "read in another way",
         f"kill@{_in_step(rng, now, step)}",

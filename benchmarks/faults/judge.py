@@ -21,7 +21,7 @@ class Result:
         export: digest of the exported model.
         losses: (step, loss) of training; ``held_out``: (step, set, loss).
         rows: of each step the rows that it was taken with, of all ranks, sorted.
-        weights: the fp32 weights, by name, as one flat list of norms for a comparison by size.
+        norms: of each weight and optimizer state, for a comparison by size.
     """
 
     digest: str
@@ -93,11 +93,8 @@ def _timeless(value: Any) -> Any:
 
 def _json_lines(path: Path) -> list[Any]:
     """Every line; the recorder of a killed rank may have left half of one, which counts as none."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            found.append(json.loads(line))
-    return found
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def progress_of(records: Path) -> tuple[list[int], int]:

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.errors import CheckpointError, DataError, OnwardError, RecipeError, ResourceError
+from configs.errors import (
+    CheckpointError,
+    DataError,
+    OnwardError,
+    Preempted,
+    RecipeError,
+    ResourceError,
+)
 from configs.stage import Artifact, Share, StageConfig, StageContext
 from configs.yaml_source import nearest
 from launcher.begun import Begun
@@ -369,7 +376,7 @@ def finish(run: RunFolder, name: str, fingerprint: str) -> None:
 
 
 def fail(run: RunFolder, name: str, error: BaseException) -> None:
-    """Mark a running stage as failed; anything else is left as it is.
+    """Mark a running stage as failed or stopped; anything else is left as it is.
 
     On a full disk it stays marked as running, which is taken up again just so: what is told is
     ``error``, not that it could not be noted.
@@ -379,6 +386,7 @@ def fail(run: RunFolder, name: str, error: BaseException) -> None:
         return
     code = error.exit_code if isinstance(error, OnwardError | Interrupted) else 1
     failure = Failure(kind=type(error).__name__, message=str(error), exit_code=code)
-    update = {"state": "failed", "finished": now(), "error": failure}
+    state = "stopped" if isinstance(error, Preempted | Interrupted) else "failed"
+    update = {"state": state, "finished": now(), "error": failure}
     with suppress(ResourceError):
         run.write_status(name, status.model_copy(update=update))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from configs.errors import OnwardError, RecipeError
+from configs.errors import OnwardError, Preempted, RecipeError
 
 if TYPE_CHECKING:
     from launcher.conduct import Conductor
@@ -23,7 +23,8 @@ app = typer.Typer(
     name="onward",
     help="Continued pretraining, exactly: raw text to a significance-tested answer.",
     epilog="Exit codes: 0 done, 2 recipe or usage, 3 data, 4 checkpoint, 5 processes lost, "
-    "6 numerical, 7 resources, 130 and 143 stopped by a signal (run again to go on), 1 other.",
+    "6 numerical, 7 resources, 75 stopped with its state saved, 128+N stopped by signal N (after "
+    "both run again to go on), 1 other.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -49,6 +50,15 @@ Hostfile = Annotated[
 ]
 MasterPort = Annotated[
     int | None, typer.Option(min=1, max=65535, help="Port of rank 0. Default: a free one.")
+]
+Grace = Annotated[
+    float,
+    typer.Option(
+        min=1.0,
+        envvar="ONWARD_GRACE",
+        metavar="SECONDS",
+        help="How long ranks may take to save their state when a signal stops the run.",
+    ),
 ]
 Redo = Annotated[
     list[str] | None,
@@ -89,6 +99,7 @@ def quickstart(
         int | None, typer.Option(min=1, help="Processes on this machine. Default: at most 2.")
     ] = None,
     redo: Redo = None,
+    grace: Grace = 60.0,
 ) -> None:
     """Run the whole chain on text that is on this machine already, to a report.
 
@@ -101,7 +112,7 @@ def quickstart(
     settings = [*(words or []), *([f"output={json.dumps(str(output))}"] if output else [])]
     # Its batch is small: more than two processes may not divide it, and would gain nothing.
     processes = processes or min(2, default_processes())
-    conductor = _conductor(RECIPES / "quickstart.yaml", settings, processes, redo=redo)
+    conductor = _conductor(RECIPES / "quickstart.yaml", settings, processes, redo=redo, grace=grace)
     with _stdout_kept_clean():
         conductor.run()
     page = conductor.folder.stage("report") / "index.html"
@@ -138,10 +149,17 @@ def run(  # noqa: PLR0913, PLR0917 -- the options of a command line
     hostfile: Hostfile = None,
     master_port: MasterPort = None,
     redo: Redo = None,
+    grace: Grace = 60.0,
     as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
 ) -> None:
-    """Run a recipe's stages in order; finished ones are skipped, an interrupted one goes on."""
-    conductor = _conductor(recipe, words, processes, hostfile=hostfile, port=master_port, redo=redo)
+    """Run a recipe's stages in order; finished ones are skipped, an interrupted one goes on.
+
+    A signal (SIGTERM, SIGUSR1, Ctrl-C) makes a training stage save its state and ends the run with
+    exit code 75; a second one, some seconds later, ends it at once. Run again to go on.
+    """
+    conductor = _conductor(
+        recipe, words, processes, hostfile=hostfile, port=master_port, redo=redo, grace=grace
+    )
     with _stdout_kept_clean():
         conductor.run()
     if as_json:
@@ -222,6 +240,49 @@ def export(
 
     with _stdout_kept_clean():
         facts = export_from(run_folder, folder, stage, step)
+    _answer(facts, as_json)
+
+
+@app.command(
+    "import",
+    short_help="Go on from a run that was begun with DeepSpeed elsewhere.",
+    epilog="Example: onward import old/checkpoint-500 my.yaml dapt stages.dapt.steps=2000",
+)
+def import_(  # noqa: PLR0913, PLR0917 -- the options of a command line
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A folder of DeepSpeed's (global_stepN), or the one with its file 'latest'.",
+        ),
+    ],
+    recipe: RecipeFile,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="A pretraining stage.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, such as seed=2.")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="The step that it is to be here. Default: its own.")
+    ] = None,
+    trust_checkpoint: Annotated[  # noqa: FBT002 -- typer's way of declaring a flag
+        bool,
+        typer.Option("--trust-checkpoint", help="Run the code that strange classes in it bring."),
+    ] = False,
+    as_json: Json = False,  # noqa: FBT002 -- as above
+) -> None:
+    """Make a stage's checkpoint from DeepSpeed's own or a universal one; `onward run` goes on.
+
+    Taken over are the weights, Adam's moments and steps, and fp16's loss scale, of ZeRO stages 0
+    to 3 on any number of ranks. The loss is checked first; if it fails, nothing is left behind.
+    The data goes on at step N of the stage's own order: another program's is not known.
+    """
+    from engine.importing import Request
+    from launcher.importing import import_into
+    from launcher.recipe import load_recipe
+
+    loaded = load_recipe(recipe, settings or [])
+    with _stdout_kept_clean():
+        facts = import_into(loaded, stage, Request(checkpoint, step, trust_checkpoint))
     _answer(facts, as_json)
 
 
@@ -364,7 +425,7 @@ def datatrove(  # noqa: PLR0913, PLR0917 -- the options of a command line
     _tell(f"{'submitted' if executor == 'slurm' else 'done'}: {conductor.folder.root}")
 
 
-def _conductor(
+def _conductor(  # noqa: PLR0913 -- the options of a command line
     path: Path,
     words: list[str] | None,
     processes: int | None,
@@ -372,6 +433,7 @@ def _conductor(
     hostfile: Path | None = None,
     port: int | None = None,
     redo: list[str] | None = None,
+    grace: float = 60.0,
 ) -> "Conductor":
     from launcher.chain import Request
     from launcher.conduct import Conductor
@@ -387,7 +449,7 @@ def _conductor(
     return Conductor(
         recipe,
         Request(stages, frozenset(redo or [])),
-        Placement(processes, hostfile, port),
+        Placement(processes, hostfile, port, grace=grace),
         _tell,
         lambda names, world: check_world(recipe, names, world),
     )
@@ -450,7 +512,7 @@ def guarded(run: Callable[[], object]) -> None:
     except OnwardError as error:
         if "--debug" in sys.argv:
             traceback.print_exception(error)
-        _tell(f"error: {error}")
+        _tell(str(error) if isinstance(error, Preempted) else f"error: {error}")
         _error_as_json(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:

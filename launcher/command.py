@@ -28,6 +28,7 @@ class Launch:
         folder: where the processes leave word.
         replace: stages that may be made anew if they are another recipe's.
         module: what each rank runs.
+        grace: seconds that each rank has to save its state when it is to stop.
     """
 
     recipe: Path
@@ -40,6 +41,7 @@ class Launch:
     hostfile: Path | None = None
     replace: Sequence[str] = ()
     module: str = "launcher.worker"
+    grace: float = 60.0
 
     @property
     def world(self) -> int:
@@ -58,6 +60,7 @@ def deepspeed_command(launch: Launch, program: Sequence[str]) -> list[str]:
         str(launch.recipe),
         *launch.stages,
         f"--report_to={launch.folder}",
+        f"--grace={launch.grace:g}",
         *(f"--replace={name}" for name in launch.replace),
     ]
     if not is_local(launch.hosts):

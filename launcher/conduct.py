@@ -61,7 +61,8 @@ class Conductor:
 
         Raises:
             OnwardError: something does not fit, or what stopped a stage.
-            Interrupted: SIGTERM or SIGINT came; all processes that were started are gone.
+            Preempted: a signal came, and the state of the stage was saved.
+            Interrupted: a signal came; all processes that were started are gone.
         """
         self.check()
         hosts = self.placement.hosts()

@@ -1,39 +1,55 @@
-"""SIGTERM and SIGINT as an exception, so that everything started is ended on the way out."""
+"""Signals that ask to stop, as an exception: everything started is ended on the way out."""
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+ONE_REQUEST = 3.0
+"""Seconds: Slurm, shells and deepspeed's launcher send several signals within moments."""
 
 
 class Interrupted(BaseException):
     """A signal asked this process to stop; not an Exception, so that nobody swallows it."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, came: Sequence[float] = (), why: str = "") -> None:
         self.number = number
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self._came = came
+        super().__init__(why or f"stopped by {signal.Signals(number).name}")
 
     @property
     def exit_code(self) -> int:
         """128 + the signal's number, as shells have it."""
         return 128 + self.number
 
+    @property
+    def is_repeated(self) -> bool:
+        """Whether a signal has come since, so much later that it means: at once."""
+        return any(at - self._came[0] > ONE_REQUEST for at in self._came)
+
 
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Within it SIGTERM and SIGINT raise Interrupted, after ending this process's own helpers."""
+    """Within it the first of SIGNALS raises Interrupted, after ending this process's own helpers.
+
+    Those after it raise nothing, so that no clean-up is cut short; ``is_repeated`` tells of them.
+    """
+    came: list[float] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         del frame
-        for other in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(other, signal.SIG_IGN)
+        came.append(time.monotonic())
+        if len(came) > 1:
+            return
         # A pool that is closed in an orderly way would first finish what it has begun.
         for child in multiprocessing.active_children():
             child.kill()
-        raise Interrupted(number)
+        raise Interrupted(number, came)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
     finally:

@@ -3,13 +3,15 @@
 import os
 import signal
 import socket
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from configs.errors import BY_NAME, LaunchError, OnwardError
+from configs.errors import BY_NAME, LaunchError, OnwardError, Preempted
 from configs.schema import Config
+from launcher.interruption import Interrupted
 from launcher.run_folder import write_atomically
 
 _LOST_PEER = (
@@ -32,6 +34,7 @@ class Outcome(Config):
         state: ``running`` if it never came to say more: then it was killed.
         kind: of the error: a class in configs.errors, or any other exception's.
         traceback: file with the traceback of an unexpected exception.
+        signal: what stopped it, by number; 0: no signal.
     """
 
     rank: int
@@ -42,6 +45,7 @@ class Outcome(Config):
     kind: str = ""
     message: str = ""
     traceback: str = ""
+    signal: int = 0
 
     @property
     def is_lost_peer(self) -> bool:
@@ -56,18 +60,25 @@ def says_lost_peer(message: str) -> bool:
 
 
 class Reporter:
-    """A rank's side: writes its outcome as it goes."""
+    """A rank's side: writes its outcome as it goes; from any thread."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._path = folder / f"rank-{rank}.json"
         self._traceback = folder / f"rank-{rank}-traceback.txt"
-        self._outcome = Outcome(rank=rank, host=socket.gethostname(), pid=os.getpid())
+        self._one_at_a_time = threading.Lock()
+        self.outcome = Outcome(rank=rank, host=socket.gethostname(), pid=os.getpid())
         folder.mkdir(parents=True, exist_ok=True)
         self._write()
 
-    def _write(self, **changes: str) -> None:
-        self._outcome = self._outcome.model_copy(update=changes)
-        write_atomically(self._path, self._outcome.model_dump_json(indent=1) + "\n")
+    def _write(self, **changes: str | int) -> None:
+        # Whoever holds it may sit in a write that never ends.
+        held = self._one_at_a_time.acquire(timeout=5)
+        try:
+            self.outcome = self.outcome.model_copy(update=changes)
+            write_atomically(self._path, self.outcome.model_dump_json(indent=1) + "\n")
+        finally:
+            if held:
+                self._one_at_a_time.release()
 
     def enters(self, stage: str) -> None:
         """It begins a stage."""
@@ -77,10 +88,10 @@ class Reporter:
         """It has run all stages."""
         self._write(state="done")
 
-    def stopped(self, why: str) -> None:
-        """It was asked to stop; an error it told of before stays its last word."""
-        if self._outcome.state == "running":
-            self._write(state="stopped", message=why)
+    def stopped(self, why: str, number: int = 0) -> None:
+        """It was asked to stop, by that signal; an error it told of before stays its last word."""
+        if self.outcome.state == "running":
+            self._write(state="stopped", message=why, signal=number)
 
     def failed(self, error: BaseException) -> None:
         """It raised."""
@@ -106,20 +117,38 @@ def read_outcomes(folder: Path) -> list[Outcome]:
     return sorted(found, key=lambda outcome: outcome.rank)
 
 
-def explain(outcomes: Sequence[Outcome], world: int, code: int, log: Path) -> OnwardError:
+def explain(
+    outcomes: Sequence[Outcome], world: int, code: int, log: Path
+) -> OnwardError | Interrupted:
     """The one error behind a launch that ended with ``code``.
 
-    An error meant for a person comes first, then an unexpected exception that is no mere echo of
-    another rank's end, then ranks that were killed.
+    That the state was saved comes first, then an error meant for a person, then an unexpected
+    exception that is no mere echo of another rank's end, then ranks that were killed, then a
+    signal that ended a rank before the state was saved.
     """
+    told = explain_raised(outcomes)
+    if told is not None:
+        return told
+    stopped = [outcome for outcome in outcomes if outcome.state == "stopped" and outcome.signal]
+    if stopped and not any(outcome.state == "running" for outcome in outcomes):
+        return Interrupted(stopped[0].signal, why=f"{_who(stopped[0])}: {stopped[0].message}")
+    return LaunchError(_lost(outcomes, world, code, log))
+
+
+def explain_raised(outcomes: Sequence[Outcome]) -> OnwardError | None:
+    """The error that ranks have told of, if any did that is no echo of another rank's end."""
     raised = [outcome for outcome in outcomes if outcome.state == "error"]
+    for outcome in raised:
+        if outcome.kind == Preempted.__name__:
+            where = f"stage {outcome.stage}: " if outcome.stage else ""
+            return Preempted(f"{where}{outcome.message}")
     for outcome in raised:
         if outcome.kind in BY_NAME:
             return BY_NAME[outcome.kind](outcome.message)
     for outcome in raised:
         if not outcome.is_lost_peer:
             return OnwardError(_unexpected(outcome))
-    return LaunchError(_lost(outcomes, world, code, log))
+    return None
 
 
 def _lost(outcomes: Sequence[Outcome], world: int, code: int, log: Path) -> str:

@@ -52,6 +52,7 @@ class Status(Config):
     """What ``STAGE/status.json`` says.
 
     Attributes:
+        state: ``stopped``: by a signal, with or without its state saved.
         key: hash of kind, config, version, seed and the inputs' fingerprints.
         fingerprint: digest of what was made; None until it is done.
         inputs: fingerprints of the stages it read, by name.
@@ -62,7 +63,7 @@ class Status(Config):
         submitted: it was given to a queue, such as Slurm's, and may be at work, or done, unseen.
     """
 
-    state: Literal["running", "done", "failed"]
+    state: Literal["running", "done", "stopped", "failed"]
     key: str
     fingerprint: str | None = None
     started: str

@@ -3,25 +3,31 @@
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from configs.errors import BY_NAME, OnwardError
+from configs.errors import BY_NAME, OnwardError, ResourceError
 from configs.stage import Runs
+from engine.watchdog import VERDICT
 from launcher import chain, environment, jit, ports
 from launcher.command import Launch, deepspeed_command, deepspeed_program
 from launcher.exports import exports, format_exports, own_files
 from launcher.hosts import Host, format_hostfile, is_local, one_a_host, read_hostfile
 from launcher.interruption import Interrupted
-from launcher.outcome import explain, read_outcomes
-from launcher.processes import Relay, Tell, close_pipes, end_group, start_group
+from launcher.outcome import explain, explain_raised, read_outcomes
+from launcher.processes import Relay, Tell, close_pipes, end_group, group_members, start_group
 from launcher.progress import Progress
 from launcher.run_folder import RunFolder, make_folder, write_atomically
+from launcher.watch import STOP
+from launcher.worker import GRACE_SECONDS
 
-GRACE_SECONDS = 20.0
+_TO_LEAVE = 5.0
+"""Seconds from the end of a worker's grace, or its verdict, to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,7 @@ class Placement:
         hostfile: the machines instead.
         port: rank 0 waits for the others there; None: a free one.
         module: what each rank runs.
+        grace: seconds that ranks have to save their state when they are to stop.
         runs: ``hosts``: one process on each machine, whatever its slots, and none needs torch.
         environment: the user's. What this program sets in its own is not for other hosts: they
             find out themselves what they have.
@@ -42,6 +49,7 @@ class Placement:
     hostfile: Path | None = None
     port: int | None = None
     module: str = "launcher.worker"
+    grace: float = GRACE_SECONDS
     runs: Runs = "ranks"
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
@@ -73,8 +81,8 @@ def launch_stages(
     """Run stages by one set of processes, one stage after the other.
 
     Raises:
-        OnwardError: what stopped a rank, with its exit code.
-        Interrupted: SIGTERM or SIGINT came; the processes are gone.
+        OnwardError: what stopped a rank, with its exit code; Preempted if the state was saved.
+        Interrupted: a signal came, and the state was not saved; the processes are gone.
     """
     launch = _prepare(run, names, replace, placement)
     prepared = _environment(launch, placement.environment)
@@ -90,17 +98,59 @@ def launch_stages(
     progress = Progress(lambda: relay.log.parent, tell)
     progress.start()
     try:
-        code = process.wait()
+        code = _wait(process, launch)
     except Interrupted as stop:
-        end_group(process, GRACE_SECONDS)
-        _mark_failed(run, names, stop)
-        raise
+        _let_them_save(process, launch, stop, tell)
+        end_group(process, _TO_LEAVE)
+        error = explain_raised(read_outcomes(launch.folder)) or stop
+        _mark_failed(run, names, error)
+        raise error from None
     finally:
-        end_group(process, GRACE_SECONDS)
+        end_group(process, 0.0 if _hangs(launch) else launch.grace + _TO_LEAVE)
         relay.join(timeout=5)
         progress.stop()
         close_pipes(process)
     _judge(run, launch, code, relay.log)
+
+
+def _wait(process: subprocess.Popen[str], launch: Launch) -> int:
+    """Until the launch has ended, or its ranks have found that it hangs; its exit code."""
+    while process.poll() is None:
+        if _hangs(launch):
+            # deepspeed's launcher would wait half a minute for a rank that is stopped.
+            _wait_until(lambda: process.poll() is not None, 2 * _TO_LEAVE)
+            break
+        time.sleep(0.1)
+    return process.returncode or 0
+
+
+def _hangs(launch: Launch) -> bool:
+    return (launch.folder / VERDICT).exists()
+
+
+def _let_them_save(
+    process: subprocess.Popen[str], launch: Launch, stop: Interrupted, tell: Tell
+) -> None:
+    """Ask all workers by a file, which those on other hosts see, too; wait for their end."""
+    name = signal.Signals(stop.number).name
+    tell(
+        f"{name}: waiting up to {launch.grace:g} s for the state to be saved; "
+        f"another {name} ends at once"
+    )
+    try:
+        write_atomically(launch.folder / STOP, name)
+    except ResourceError as error:
+        tell(f"warning: {error}")
+        return
+    _wait_until(
+        lambda: stop.is_repeated or not group_members(process.pid), launch.grace + _TO_LEAVE
+    )
+
+
+def _wait_until(is_so: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def _prepare(
@@ -125,6 +175,7 @@ def _prepare(
         hostfile=folder / "hostfile",
         replace=replace,
         module=placement.module,
+        grace=placement.grace,
     )
 
 

@@ -7,21 +7,20 @@ import argparse
 import contextlib
 import logging
 import os
-import select
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from configs.errors import OnwardError, RecipeError
+from configs.errors import OnwardError, Preempted, RecipeError
+from configs.stop import StopRequest
 from configs.yaml_source import nearest
 from launcher import environment
 from launcher.outcome import Reporter, says_lost_peer
+from launcher.watch import Watch
 
 if TYPE_CHECKING:
     from configs.stage import StageContext
@@ -32,6 +31,7 @@ logger = logging.getLogger("launcher.worker")
 Load = Callable[[Path], "ChainRecipe"]
 MARK = "\x1eonward "
 STAGE_MARK = "\x1estage "
+GRACE_SECONDS = 60.0
 # deepspeed looks once a second which process has ended, and reports the one it finds first.
 _LET_THE_FIRST_BE_SEEN = 2.5
 
@@ -43,12 +43,16 @@ class Job:
     Attributes:
         folder: where to leave word for the launcher; None if started by hand.
         replace: stages that may be made anew if the run folder has them from another recipe.
+        grace: seconds for saving, once it was asked to stop.
+        stop: what this process has been asked.
     """
 
     recipe: "ChainRecipe"
     stages: Sequence[str]
     folder: Path | None
     replace: frozenset[str]
+    grace: float = GRACE_SECONDS
+    stop: StopRequest = field(default_factory=StopRequest)
 
 
 def main(arguments: Sequence[str] | None = None, load: Load | None = None) -> NoReturn:
@@ -69,7 +73,7 @@ def main(arguments: Sequence[str] | None = None, load: Load | None = None) -> No
     except OnwardError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from None
-    run(Job(recipe, given.stages, given.report_to, frozenset(given.replace)))
+    run(Job(recipe, given.stages, given.report_to, frozenset(given.replace), given.grace))
 
 
 def _load_recipe(path: Path) -> "ChainRecipe":
@@ -102,6 +106,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     # Not --launch: deepspeed's own parser would take that for the beginning of its --launcher.
     parser.add_argument("--report_to", type=Path, help="folder to leave word in for the launcher")
     parser.add_argument("--replace", action="append", default=[], metavar="STAGE")
+    grace = os.environ.get("ONWARD_GRACE", GRACE_SECONDS)
+    parser.add_argument("--grace", type=float, default=grace, help="seconds for saving at a stop")
     parser.add_argument("--local_rank", type=int, help="given by deepspeed; the environment rules")
     return parser.parse_args(arguments)
 
@@ -111,8 +117,7 @@ def run(job: Job) -> NoReturn:
     rank = int(os.environ.get("RANK", "0"))
     reporter = _reporter(job, rank)
     _log_progress(job, rank)
-    if reporter:
-        _stop_with_the_launcher(reporter)
+    Watch(job.stop, job.grace, job.folder, reporter).start()
     on_hosts = job.recipe.stages[job.stages[0]].RUNS == "hosts"
     try:
         (_run_on_hosts if on_hosts else _run_stages)(job, reporter)
@@ -150,7 +155,8 @@ def _say_last_word(job: Job, reporter: Reporter | None, error: Exception, rank: 
     if reporter:
         reporter.failed(error)
         return
-    sys.stderr.write(f"rank {rank}: error: {error}\n")
+    what = "" if isinstance(error, Preempted) else "error: "
+    sys.stderr.write(f"rank {rank}: {what}{error}\n")
     _mark_failed(job, error, rank)
 
 
@@ -175,13 +181,23 @@ def _run_stages(job: Job, reporter: Reporter | None) -> None:
     with _alone(job, run):
         distributed.start()
         for name in job.stages:
+            _end_if_asked(job, name)
             context = _enter(job, run, name)
             if context is None:
                 continue
             if reporter:
                 reporter.enters(name)
-            _run_stage(job, run, context)
+            _run_stage(job, run, replace(context, stop=job.stop, launch=job.folder))
         distributed.stop()
+
+
+def _end_if_asked(job: Job, name: str) -> None:
+    """Preempted on all ranks, if one was asked while the stage before this one was ending."""
+    from engine import distributed
+
+    if any(distributed.all_gather_object(job.stop.is_asked)):
+        msg = f"stopped before stage {name}; run the same command again to go on"
+        raise Preempted(msg)
 
 
 def _run_on_hosts(job: Job, reporter: Reporter | None) -> None:
@@ -259,7 +275,13 @@ def _run_stage(job: Job, run: "RunFolder", context: "StageContext") -> None:
     from engine import distributed
     from launcher import chain
 
-    fingerprint = job.recipe.stages[context.name].run(context)
+    try:
+        fingerprint = job.recipe.stages[context.name].run(context)
+    except Preempted:
+        # deepspeed's launcher ends the others when the first one leaves: they must be ready.
+        with contextlib.suppress(RuntimeError):
+            distributed.barrier()
+        raise
     distributed.barrier()
     if distributed.rank() == 0:
         chain.finish(run, context.name, fingerprint)
@@ -296,39 +318,6 @@ def _log_progress(job: Job, rank: int) -> None:
         talks = rank == 0 or name == "downstream"
         package.setLevel(logging.INFO if talks else logging.WARNING)
         package.propagate = False
-
-
-def _stop_with_the_launcher(reporter: Reporter) -> None:
-    """End at SIGTERM, and when `onward run` is gone: its end of our stdin closes then.
-
-    A thread does it, because the main one may sit in a collective that never returns.
-    """
-    wake, woken = os.pipe()
-    os.set_blocking(woken, False)
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.set_wakeup_fd(woken)
-    local = _has_pipe_for_stdin()
-
-    def watch() -> None:
-        watched = [wake, 0] if local else [wake]
-        while True:
-            ready, _, _ = select.select(watched, [], [])
-            if wake in ready and signal.SIGTERM in os.read(wake, 64):
-                why, code = "SIGTERM", 128 + signal.SIGTERM
-                break
-            if 0 in ready and not os.read(0, 64):
-                why, code = "the launcher is gone", 1
-                break
-        with contextlib.suppress(OSError):
-            reporter.stopped(why)
-        os._exit(code)
-
-    threading.Thread(target=watch, name="stop-with-the-launcher", daemon=True).start()
-
-
-def _has_pipe_for_stdin() -> bool:
-    """True under a local launch; pdsh and ssh hand on no pipe of ours."""
-    return os.environ.get("ONWARD_STDIN") == "held"
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def test_on_this_machine() -> None:
         "base",
         "dapt",
         "--report_to=/runs/a/base/launch",
+        "--grace=60",
         "--replace=dapt",
     ]
 

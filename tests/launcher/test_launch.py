@@ -104,4 +104,4 @@ def test_a_signal_to_the_run_leaves_no_process(tmp_path: Path, number: signal.Si
         time.sleep(0.1)
     status = RunFolder(tmp_path / "run").status("crew")
     assert status is not None
-    assert status.state == ("failed" if number == signal.SIGTERM else "running")
+    assert status.state == ("stopped" if number == signal.SIGTERM else "running")

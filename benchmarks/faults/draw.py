@@ -210,15 +210,15 @@ def _other_reading(rng: random.Random, now: Setup, step: int) -> Fault:
 
 
 KINDS: dict[Callable[[random.Random, Setup, int], Fault], int] = {
-    kill_in_step: 6,
-    kill_in_save: 7,
-    kill_elsewhere: 2,
-    exception: 1,
-    damaged: 4,
-    disk: 2,
-    slow: 1,
-    other_world: 3,
-    other_stage: 2,
-    other_reading: 1,
+    _kill_in_step: 6,
+    _kill_in_save: 7,
+    _kill_elsewhere: 2,
+    _exception: 1,
+    _damaged: 4,
+    _disk: 2,
+    _slow: 1,
+    _other_world: 3,
+    _other_stage: 2,
+    _other_reading: 1,
 }
 """Each kind of fault and how often it is drawn."""

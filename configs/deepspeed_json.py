@@ -12,6 +12,7 @@ from typing import Any, Literal
 from configs.errors import RecipeError
 
 PRESETS = Path(__file__).parent / "deepspeed"
+AUTO = "auto"
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -58,18 +59,24 @@ def precision(values: Mapping[str, Any]) -> Precision:
 def zero_stage(values: Mapping[str, Any]) -> int:
     """The ZeRO stage, 0 when absent."""
     key = "zero_optimization.stage"
-    stage = _whole(key, _section(values, "zero_optimization").get("stage", 0), least=0)
+    stage = _whole(key, block(values, "zero_optimization").get("stage", 0), least=0)
     if stage > 3:
         msg = f"DeepSpeed config: {key}: expected 0, 1, 2 or 3; given: {stage}"
         raise RecipeError(msg)
     return stage
 
 
+def offload_device(values: Mapping[str, Any], part: str) -> str:
+    """Where ``part`` (``optimizer`` or ``param``) lies between its uses: none, cpu or nvme."""
+    given = block(block(values, "zero_optimization"), f"offload_{part}").get("device", "none")
+    return str(given)
+
+
 def gradient_clipping(values: Mapping[str, Any]) -> float:
     """The largest gradient norm; DeepSpeed clips at 1.0 when the key is absent, 0 turns it off."""
     given = values.get("gradient_clipping", 1.0)
     if isinstance(given, bool) or not isinstance(given, int | float) or not given >= 0:
-        raise _unexpected("gradient_clipping", given, "a number, 0 or more")
+        raise unexpected("gradient_clipping", given, "a number, 0 or more")
     return float(given)
 
 
@@ -107,26 +114,28 @@ def batch_plan(values: Mapping[str, Any], world: int) -> BatchPlan:
     return BatchPlan(total, micro, accumulation, world)
 
 
-def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def block(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The object under a key, empty when absent; RecipeError if it is none."""
     found = values.get(key, {})
     if not isinstance(found, Mapping):
-        raise _unexpected(key, found, "an object in braces")
+        raise unexpected(key, found, "an object in braces")
     return found
 
 
 def _is_enabled(values: Mapping[str, Any], kind: str) -> bool:
-    given = _section(values, kind).get("enabled", False)
+    given = block(values, kind).get("enabled", False)
     if not isinstance(given, bool):
-        raise _unexpected(f"{kind}.enabled", given, "true or false")
+        raise unexpected(f"{kind}.enabled", given, "true or false")
     return given
 
 
 def _whole(key: str, given: object, least: int = 1) -> int:
     if isinstance(given, bool) or not isinstance(given, int) or given < least:
-        raise _unexpected(key, given, f"a whole number, {least} or more")
+        raise unexpected(key, given, f"a whole number, {least} or more")
     return given
 
 
-def _unexpected(key: str, given: object, expected: str) -> RecipeError:
-    hint = "; 'auto' is filled in by other programs, not here" if given == "auto" else ""
+def unexpected(key: str, given: object, expected: str) -> RecipeError:
+    """The error for a value of the wrong kind, to be raised."""
+    hint = "; 'auto' is filled in by other programs, not here" if given == AUTO else ""
     return RecipeError(f"DeepSpeed config: {key}: expected {expected}; given: {given!r}{hint}")

@@ -6,15 +6,17 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from configs.deepspeed_checks import QUANTIZED, check_deepspeed, check_world
 from configs.deepspeed_json import (
     BatchPlan,
     batch_plan,
+    block,
     global_batch,
     precision,
     read_deepspeed,
     zero_stage,
 )
-from configs.errors import RecipeError, ResourceError
+from configs.errors import NumericalError, ResourceError
 from configs.schema import Config
 from data_pipeline.randomness import keyed
 from engine.protocols import Batch, Fragment, Loss, Permit, ReadRange, WeightAverage, WeightPenalty
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from engine.optimization import OptimizerConfig
-
-_OWNED_BY_RECIPE = {"optimizer": "optimizer", "scheduler": "schedule"}
 
 
 class DeepSpeedZero(Config):
@@ -41,17 +41,13 @@ class DeepSpeedZero(Config):
 
     def plan(self, world: int) -> BatchPlan:
         """How the global batch is split over ``world`` ranks and accumulation."""
-        return batch_plan(read_deepspeed(self.config), world)
+        values = read_deepspeed(self.config)
+        check_world(values, world)
+        return batch_plan(values, world)
 
     def check(self) -> None:
         """RecipeError for settings that could not be honoured exactly."""
-        values = read_deepspeed(self.config)
-        for key, owner in _OWNED_BY_RECIPE.items():
-            if key in values:
-                msg = f"DeepSpeed config: '{key}' belongs to the recipe's '{owner}'; remove it here"
-                raise RecipeError(msg)
-        _check_precision(values)
-        _check_zero(values)
+        check_deepspeed(read_deepspeed(self.config))
 
     def build(
         self,
@@ -68,6 +64,7 @@ class DeepSpeedZero(Config):
 
         self.check()
         distributed.start()
+        self.plan(distributed.world())
         # Steps seed themselves; this is for whatever else may draw a number.
         torch.manual_seed(keyed(seed, "backend"))
         values = read_deepspeed(self.config)
@@ -85,58 +82,6 @@ def build_operators() -> None:
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     if builder is not None and __compatible_ops__.get(builder.NAME, False):
         builder.load(verbose=False)
-
-
-def _check_precision(values: Mapping[str, Any]) -> None:
-    kind, stage = precision(values), zero_stage(values)
-    if kind != "fp32" and stage == 0:
-        msg = (
-            f"DeepSpeed config: {kind} at ZeRO stage 0 runs another code path, which drifts from "
-            "the other stages and has no fp32 state to save; use stage 1, its partition of the "
-            "optimizer costs nothing more"
-        )
-        raise RecipeError(msg)
-    if kind == "bf16" and values.get("data_types", {}).get("grad_accum_dtype", "bf16") != "bf16":
-        msg = "DeepSpeed config: data_types.grad_accum_dtype with bf16 is not supported; remove it"
-        raise RecipeError(msg)
-    if values.get("torch_autocast", {}).get("enabled", False):
-        msg = "DeepSpeed config: torch_autocast is not supported; use bf16 or fp16"
-        raise RecipeError(msg)
-
-
-def _check_zero(values: Mapping[str, Any]) -> None:
-    zero = values.get("zero_optimization", {})
-    for part in ("offload_optimizer", "offload_param"):
-        _check_offload(part, zero.get(part) or {})
-    if zero_stage(values) > 0 and not values.get("zero_allow_untested_optimizer", False):
-        msg = (
-            "DeepSpeed config: zero_allow_untested_optimizer must be true, because the optimizer "
-            "comes from the recipe"
-        )
-        raise RecipeError(msg)
-    if "offload_optimizer" in zero and values.get("zero_force_ds_cpu_optimizer", True):
-        msg = (
-            "DeepSpeed config: zero_force_ds_cpu_optimizer must be false with offload_optimizer, "
-            "because the optimizer comes from the recipe"
-        )
-        raise RecipeError(msg)
-    for key, harmless in _UNSUPPORTED.items():
-        if (zero | values).get(key, harmless) != harmless:
-            msg = f"DeepSpeed config: {key} is not supported; remove it"
-            raise RecipeError(msg)
-
-
-# Ways of stepping whose state could not be saved exactly, or that hide the norm: key and default.
-_UNSUPPORTED = {"zenflow": None, "compute_grad_norm": True, "managed_gradient_accumulation": True}
-
-
-def _check_offload(part: str, offload: Mapping[str, Any]) -> None:
-    if offload.get("device") == "nvme":
-        msg = f"DeepSpeed config: {part} to nvme is not supported by checkpoints; use cpu"
-        raise RecipeError(msg)
-    if offload.get("ratio", 1.0) != 1.0 or offload.get("super_offload", False):
-        msg = f"DeepSpeed config: {part} in part, or super_offload, is not supported"
-        raise RecipeError(msg)
 
 
 class DeepSpeedBackend:
@@ -201,7 +146,7 @@ class DeepSpeedBackend:
         skipped_before = self._engine.skipped_steps
         held = _Held(permit, self._norm_now) if permit else None
         self._optimizer.permit = held
-        self._engine.step()
+        self._update()
         self._micro_batch = 0
         if self._stage > 0:
             self._norm = self._norm_now()
@@ -211,6 +156,20 @@ class DeepSpeedBackend:
             # DeepSpeed has gone through its motions and counts a step that changed nothing.
             self._engine.skipped_steps += 1
             self._skipped = True
+
+    def _update(self) -> None:
+        """DeepSpeed's own step; NumericalError where fp16's scale can fall no further."""
+        try:
+            self._engine.step()
+        except Exception as error:
+            if "loss scale already at minimum" not in str(error):
+                raise
+            msg = (
+                "fp16: the gradient overflows even at the smallest loss scale "
+                f"(fp16.min_loss_scale, now {self._engine.optimizer.loss_scaler.cur_scale}); "
+                "use bf16, a lower learning rate, or look at the data of the last steps"
+            )
+            raise NumericalError(msg) from error
 
     def _refused(self, held: "_Held") -> bool:
         """Whether the permit was refused.
@@ -249,6 +208,11 @@ class DeepSpeedBackend:
 
         return distributed.all_reduce(tensor.to(self.device, non_blocking=True))
 
+    @property
+    def state_keys(self) -> tuple[str, ...]:
+        """Keys of the optimizer states that each weight has after a first step."""
+        return self._optimizer.state_keys
+
     def fragments(self) -> Iterator[Fragment]:
         """This rank's share of weights and optimizer states."""
         return self._state.owned()
@@ -286,6 +250,17 @@ class DeepSpeedBackend:
         if self._fp16() is not None:
             for name, value in state.get("loss_scale", {}).items():
                 setattr(self._fp16(), name, value)
+
+    def close(self) -> None:
+        """Give back what DeepSpeed holds of the process; the backend cannot be used afterwards.
+
+        Hooks, the model in a global list, torch's ``linear`` replaced by stage 3, and the group of
+        ranks of ``zero_hpz_partition_size``, which the next engine would silently take over.
+        """
+        self._engine.destroy()
+        _release(self.learner)
+        self._optimizer.state.clear()
+        self._optimizer.permit = None
 
     def _fp16(self) -> Any:
         """DeepSpeed's loss scaler where the precision is fp16."""
@@ -327,9 +302,45 @@ def _marked(norm: "Tensor | float") -> "Tensor | float":
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
+# What DeepSpeed tells on a logger of its own, at the level of information.
+_TELLING = (
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "comms_logger",
+    "flops_profiler",
+)
+
+
 def _engine(learner: "nn.Module", optimizer: Any, values: Mapping[str, Any]) -> Any:
     """A DeepSpeed engine; it sees a copy of the values, as it writes into them."""
     import deepspeed
+
+    _require_device(values)
+    _forget_groups()
+    # DeepSpeed calls these every step, and each call would warn.
+    warnings.filterwarnings(
+        "ignore", r".*torch\.distributed\..* is deprecated", FutureWarning, r"torch\."
+    )
+    given = copy.deepcopy(dict(values))
+    if "steps_per_print" not in given:
+        # It would wait for the device at every step, for a speed that nobody is told.
+        given.setdefault("timers", {"throughput": {"enabled": False}})
+    logger = logging.getLogger("DeepSpeed")
+    # While it starts it reports every setting, and warns of the optimizer that is ours by design.
+    logger.setLevel(logging.INFO if values.get("dump_state") else logging.ERROR)
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    engine, *_ = deepspeed.initialize(
+        model=learner, optimizer=optimizer, model_parameters=trained, config=given
+    )
+    usual = "info" if any(values.get(key) for key in _TELLING) else "warning"
+    logger.setLevel(values.get("log_level", usual).upper())
+    return engine
+
+
+def _require_device(values: Mapping[str, Any]) -> None:
+    """ResourceError if this device cannot compute what is asked for."""
     from deepspeed.accelerator import get_accelerator
 
     device = get_accelerator()
@@ -338,18 +349,33 @@ def _engine(learner: "nn.Module", optimizer: Any, values: Mapping[str, Any]) -> 
     if kind != "fp32" and not usable[kind]():
         msg = f"DeepSpeed config: this {device.device_name()} does not support {kind}"
         raise ResourceError(msg)
-    # While it starts it reports every setting, and warns of the optimizer that is ours by design.
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # DeepSpeed calls these every step, and each call would warn.
-    warnings.filterwarnings(
-        "ignore", r".*torch\.distributed\..* is deprecated", FutureWarning, r"torch\."
-    )
-    trained = [p for p in learner.parameters() if p.requires_grad]
-    engine, *_ = deepspeed.initialize(
-        model=learner,
-        optimizer=optimizer,
-        model_parameters=trained,
-        config=copy.deepcopy(dict(values)),
-    )
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    return engine
+    zero = block(values, "zero_optimization")
+    asked = [key for key in QUANTIZED if zero.get(key)]
+    if asked and device.device_name() != "cuda":
+        msg = (
+            f"DeepSpeed config: zero_optimization.{asked[0]} needs DeepSpeed's CUDA kernels, "
+            f"which this {device.device_name()} does not have; remove it"
+        )
+        raise ResourceError(msg)
+
+
+def _release(learner: "nn.Module") -> None:
+    """Undo what a stage-3 engine changed for the whole process."""
+    import torch
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
+
+    stack = parameter_offload.FWD_MODULE_STACK
+    stack[:] = [module for module in stack if module is not learner]
+    replaced = getattr(InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
+    if replaced is not None:
+        torch.nn.functional.linear = replaced
+    _forget_groups()
+
+
+def _forget_groups() -> None:
+    from deepspeed.utils import groups
+
+    group = groups._get_zero_param_intra_parallel_group()
+    if group is not None:
+        groups._release_process_group_references(group)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from configs.deepspeed_json import (
     BatchPlan,
     batch_plan,
+    block,
     global_batch,
     gradient_clipping,
     precision,
@@ -60,6 +61,10 @@ class Plain(Config):
         if precision(values) == "fp16":
             msg = "backend plain does not scale losses, which fp16 needs; use bf16 or deepspeed"
             raise RecipeError(msg)
+        for kind in ("bf16", "fp16"):
+            if others := sorted(set(block(values, kind)) - {"enabled"}):
+                msg = f"backend plain cannot honour {kind}.{others[0]}; use backend deepspeed"
+                raise RecipeError(msg)
         batch_plan(values, 1)
 
     def build(

@@ -1,7 +1,8 @@
-"""Where DeepSpeed keeps the fp32 weights and optimizer states, stage by stage, as fragments.
+"""Where DeepSpeed keeps the weights it steps on and optimizer states, by stage, as fragments.
 
-A parameter's piece on this rank is a slice of some fp32 partition, and every optimizer state of
-that partition has the partition's shape: the same slice of it belongs to the parameter.
+A parameter's piece on this rank is a slice of some partition (fp32; bf16 with bf16 states), and
+every optimizer state of that partition has the partition's shape: the same slice of it belongs to
+the parameter.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """``length`` values of a parameter from ``start``, at ``offset`` of a flat fp32 partition."""
+    """``length`` values of a parameter from ``start``, at ``offset`` of a flat partition."""
 
     name: str
     shape: tuple[int, ...]
@@ -41,7 +42,7 @@ class ZeroState(ABC):
 
     @abstractmethod
     def partitions(self) -> list["Tensor"]:
-        """The fp32 tensors that the optimizer steps on, on this rank."""
+        """The tensors that the optimizer steps on, on this rank."""
 
     @abstractmethod
     def pieces(self) -> Iterator[Piece]:
@@ -49,7 +50,7 @@ class ZeroState(ABC):
 
     @abstractmethod
     def refresh(self) -> None:
-        """Make the weights that the forward pass uses follow the fp32 ones, on all ranks."""
+        """Make the weights that the forward pass uses follow these, on all ranks."""
 
     def held(self) -> Iterator[Fragment]:
         """Everything this rank holds, as views."""
@@ -104,30 +105,39 @@ class WholeState(ZeroState):
 class FlatState(ZeroState):
     """Stages 1 and 2: each group is one flat tensor, cut into equal partitions over the ranks."""
 
+    def __init__(self, engine: Any, optimizer: "PenalizedAdamW") -> None:
+        super().__init__(engine, optimizer)
+        # Else it would keep views of optimizer states, also of those that a resume replaces.
+        self._zero._hp_optimizer_states_linked = True
+
     def partitions(self) -> list["Tensor"]:
         """One flat partition a group."""
         return list(self._zero.single_partition_of_fp32_groups)
 
     def pieces(self) -> Iterator[Piece]:
-        """By DeepSpeed's own map from parameters to the partition."""
-        partition_of = {
-            p: partition
-            for group, partition in zip(self._zero.bit16_groups, self.partitions(), strict=True)
-            for p in group
-        }
-        for name, p in self._named():
-            where = p._hp_mapping
-            if where is None:
-                continue
-            in_partition, in_parameter = where.hp_fragment_address, where.lp_fragment_address
-            yield Piece(
-                name,
-                tuple(p.shape),
-                in_parameter.start,
-                partition_of[p],
-                in_partition.start,
-                in_partition.numel,
-            )
+        """By where each parameter lies in its group's flat tensor.
+
+        Not by DeepSpeed's own map (``_hp_mapping``): with round_robin_gradients, which reorders
+        the flat tensor, that names the wrong parameters.
+        """
+        from engine import distributed
+
+        zero, names = self._zero, {parameter: name for name, parameter in self._named()}
+        for index, partition in enumerate(self.partitions()):
+            begins = partition.numel() * distributed.rank()
+            ends = begins + partition.numel()
+            group, offsets = zero.round_robin_bit16_groups, zero.round_robin_bit16_offsets
+            for p, offset in zip(group[index], offsets[index], strict=True):
+                low, high = max(begins, offset), min(ends, offset + p.numel())
+                if low < high:
+                    yield Piece(
+                        names[p],
+                        tuple(p.shape),
+                        low - offset,
+                        partition,
+                        low - begins,
+                        high - low,
+                    )
 
     def refresh(self) -> None:
         """Cast this rank's partition and gather all of them."""
@@ -163,6 +173,8 @@ class ShardedState(ZeroState):
             zero._unflatten_partitioned_parameters(index)
         if zero.persistent_parameters:
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        # With zero_hpz_partition_size the passes use a second copy, made when it is missing.
+        zero.invalidate_secondary_tensor()
 
 
 def open_state(engine: Any, optimizer: "PenalizedAdamW", stage: int) -> ZeroState:

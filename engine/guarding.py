@@ -142,9 +142,9 @@ class Bounds:
         return {"losses": list(self._losses.values), "norms": list(self._norms.values)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
-        self._losses = Median(self._config.window, state["losses"])
-        self._norms = Median(self._config.window, state["norms"])
+        """Take back what ``state_dict`` gave; without it, begin anew."""
+        self._losses = Median(self._config.window, state.get("losses", ()))
+        self._norms = Median(self._config.window, state.get("norms", ()))
 
 
 def _finite(value: float | None) -> float | None:

@@ -272,7 +272,10 @@ class Hook:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave, before ``on_start``."""
+        """Take back what ``state_dict`` gave, before ``on_start``; also after a run, at a rollback.
+
+        ``state`` is empty where the checkpoint knows nothing of this hook: it begins anew.
+        """
         del state
 
 

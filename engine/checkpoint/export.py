@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from configs.errors import CheckpointError, DataError
 from data_pipeline.tokenization import tokenizer_sha256
 from engine.checkpoint import commit, disk
-from engine.checkpoint.store import FragmentStore
+from engine.checkpoint.store import WEIGHT, FragmentStore
 from engine.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def export_model(  # noqa: PLR0913, PLR0917 -- what the caller has in hand after
     folder: Path,
     lineage: Mapping[str, Any],
     probe: Any,
+    key: str = WEIGHT,
 ) -> Export:
     """Write ``folder`` from the checkpoint's fp32 weights; it appears whole and verified, or not.
 
@@ -92,6 +93,7 @@ def export_model(  # noqa: PLR0913, PLR0917 -- what the caller has in hand after
         folder: an earlier export there is replaced; anything else there is refused.
         lineage: JSON-able: where model and data come from; kept in ``onward.json``.
         probe: token ids [B, L] (or [L]) on which both models are compared.
+        key: the state to take for the weights: an average's, or the trained weights themselves.
 
     Raises:
         CheckpointError: weights are missing or do not fit, or the loaded model is another one.
@@ -99,7 +101,7 @@ def export_model(  # noqa: PLR0913, PLR0917 -- what the caller has in hand after
         ResourceError: the disk failed.
     """
     _check_folder(folder)
-    fill(store, learner)
+    fill(store, learner, key)
     module: LearnerModule = learner  # type: ignore[assignment]  # nn.Module hides its attributes
     tokens = _probe(probe, module.backbone)
     trained = _answer(module.backbone, tokens)
@@ -141,8 +143,11 @@ def _publish(
     return Export(folder, fingerprint, verification)
 
 
-def fill(store: FragmentStore, learner: "nn.Module") -> None:
-    """Copy a checkpoint's weights into a learner; CheckpointError unless each has its place."""
+def fill(store: FragmentStore, learner: "nn.Module", key: str = WEIGHT) -> None:
+    """Copy a checkpoint's weights, or what stands under ``key`` for them, into a learner.
+
+    CheckpointError unless each has its place.
+    """
     import torch
 
     parameters = dict(learner.named_parameters())
@@ -167,7 +172,7 @@ def fill(store: FragmentStore, learner: "nn.Module") -> None:
                 f"the model's is {tuple(parameter.shape)}"
             )
             raise CheckpointError(msg)
-        parameter.data.copy_(store.whole(name))
+        parameter.data.copy_(store.whole(name, key))
 
 
 def _require_frozen(store: FragmentStore, name: str, parameter: "nn.Parameter") -> None:

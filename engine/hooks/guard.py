@@ -95,12 +95,10 @@ class GuardHook(Hook):
         return {**self._bounds.state_dict(), "row": row, "avoided": avoided}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave; nothing, if the run was begun without a guard."""
-        if not state:
-            return
+        """Take back what ``state_dict`` gave; empty where the run was begun without a guard."""
         self._bounds.load_state_dict(state)
-        self._row = tuple(Skipped(**each) for each in state["row"])
-        self._avoided = tuple(Avoided.from_json(each) for each in state["avoided"])
+        self._row = tuple(Skipped(**each) for each in state.get("row", ()))
+        self._avoided = tuple(Avoided.from_json(each) for each in state.get("avoided", ()))
 
     def go_on(self, asked: RollBack, step: int) -> None:
         """After everything was put back to ``step``: avoid what led to the rollback.

@@ -146,11 +146,15 @@ class MetricsHook(Hook):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        # What is pending is of steps that are taken back.
+        self._records = []
+        if not state:
+            self._window = self._empty()
+            self._totals = _Totals(source_tokens=[0] * len(self._sources))
+            return
         self._window = _Window(**state["window"])
         sources = list(state["source_tokens"])
         self._totals = _Totals(state["tokens"], state["seconds"], sources, state["skipped"])
-        # Of steps that are taken back.
-        self._records = []
 
     def _empty(self) -> _Window:
         size = len(self._sources)

@@ -446,7 +446,6 @@ def _settle(asked: Mapping[str, Any], rank: int, port: str) -> None:
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(asked["world"]),
-            "LOCAL_SIZE": str(asked["world"]),
             "LOCAL_WORLD_SIZE": str(asked["world"]),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,

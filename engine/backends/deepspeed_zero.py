@@ -5,6 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -333,9 +334,10 @@ def _engine(learner: "nn.Module", optimizer: Any, values: Mapping[str, Any]) -> 
     # While it starts it reports every setting, and warns of the optimizer that is ours by design.
     logger.setLevel(logging.INFO if values.get("dump_state") else logging.ERROR)
     trained = [p for p in learner.parameters() if p.requires_grad]
-    engine, *_ = deepspeed.initialize(
-        model=learner, optimizer=optimizer, model_parameters=trained, config=given
-    )
+    with _without_shared_memory():
+        engine, *_ = deepspeed.initialize(
+            model=learner, optimizer=optimizer, model_parameters=trained, config=given
+        )
     usual = "info" if any(values.get(key) for key in _TELLING) else "warning"
     logger.setLevel(values.get("log_level", usual).upper())
     _unname_shared_memory()
@@ -355,6 +357,20 @@ def _unname_shared_memory() -> None:
     address, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{distributed.rank()}"
     Path("/dev/shm", name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _without_shared_memory() -> Iterator[None]:
+    """On the CPU DeepSpeed would take 66 MiB of /dev/shm a rank and never give them back.
+
+    They serve its inference alone. It takes them where all ranks are known to be on one host.
+    """
+    hidden = os.environ.pop("LOCAL_SIZE", None)
+    try:
+        yield
+    finally:
+        if hidden is not None:
+            os.environ["LOCAL_SIZE"] = hidden
 
 
 def _require_device(values: Mapping[str, Any]) -> None:

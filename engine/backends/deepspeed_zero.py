@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from configs.deepspeed_checks import QUANTIZED, check_deepspeed, check_world
@@ -340,23 +339,7 @@ def _engine(learner: "nn.Module", optimizer: Any, values: Mapping[str, Any]) -> 
         )
     usual = "info" if any(values.get(key) for key in _TELLING) else "warning"
     logger.setLevel(values.get("log_level", usual).upper())
-    _unname_shared_memory()
     return engine
-
-
-def _unname_shared_memory() -> None:
-    """Let the ranks' buffers in shared memory end with them.
-
-    DeepSpeed's operator for the CPU makes 66 MiB a rank and never takes the name away: without
-    this they would stay in memory when the run has ended.
-    """
-    from engine import distributed
-
-    # Once all ranks are here, each has opened those of the others.
-    distributed.barrier()
-    address, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{distributed.rank()}"
-    Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 @contextmanager

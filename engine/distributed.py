@@ -171,6 +171,53 @@ class Sum:
         return False
 
 
+class Group:
+    """All processes once more, on the CPU, for one purpose: no two threads may share a group."""
+
+    def __init__(self, limit: timedelta = LIMIT) -> None:
+        """Make it; every process must. ``limit``: how long a collective may take in it."""
+        import torch.distributed as dist
+
+        self._group: Any = None
+        if world() > 1:
+            self._group = dist.new_group(backend="gloo", timeout=limit)
+
+    def rank(self) -> int:
+        """This process's number."""
+        return rank()
+
+    def world(self) -> int:
+        """How many processes there are."""
+        return world()
+
+    def all_gather_object(self, value: Any, /) -> list[Any]:
+        """Every process's value, by rank; RuntimeError if one of them is gone."""
+        import torch.distributed as dist
+
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * world()
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def broadcast_object(self, value: Any, /) -> Any:
+        """Rank 0's value; RuntimeError if it is gone."""
+        import torch.distributed as dist
+
+        values = [value]
+        if self._group is not None:
+            dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
+
+    def close(self) -> None:
+        """Leave it, once nothing goes on in it."""
+        import torch.distributed as dist
+
+        if self._group is not None and is_started():
+            dist.destroy_process_group(self._group)
+        self._group = None
+
+
 def all_gather_object(value: Any) -> list[Any]:
     """Every process's value, by rank; small picklable things of this program only."""
     import torch.distributed as dist

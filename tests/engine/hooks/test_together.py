@@ -8,6 +8,7 @@ import pytest
 
 from engine.backends import Plain
 from engine.checkpoint import newest
+from engine.checkpoint.policy import CheckpointConfig
 from engine.hooks import CheckpointHook, MetricsHook, TensorBoardHook, Throughput, ValidationHook
 from engine.loop import train
 from engine.optimization import AdamW, Linear
@@ -52,7 +53,8 @@ def hooks(folder: Path, goal: Any, plug: int | None) -> list[Hook]:
     def state(progress: Progress) -> dict[str, Any]:
         return {"cursor": progress.step * 8, "hooks": {h.name: h.state_dict() for h in before}}
 
-    saving = CheckpointHook(folder / "checkpoints", "recipe", state, 4, 2, STEPS)
+    policy = CheckpointConfig(every=4, keep=2)
+    saving = CheckpointHook(folder / "checkpoints", "recipe", state, policy, STEPS)
     return [*before, saving, Plug(plug)]
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults import report
-from benchmarks.faults.campaign import Campaign
+from benchmarks.faults.campaign import Campaign, drawn_facts
+from benchmarks.faults.draw import draw
 from configs.places import cache_folder
 from launcher import jit
 from launcher.environment import cores, worker_environment
@@ -27,9 +28,8 @@ def main() -> None:
         report.write(results)
         return
     wanted = [given.only] if given.only is not None else list(range(given.runs))
-    # A run that failed is played again: its product or its harness has been mended since.
-    done = {told["run"] for told in report.read(results) if told["passed"]}
-    left = [number for number in wanted if number not in done or given.only is not None]
+    done = set() if given.only is not None else _done(report.read(results), given.seed)
+    left = [number for number in wanted if number not in done]
     with _operators():
         failed = play(given.place, given.seed, left, results, given.lanes)
     for number in failed:
@@ -47,6 +47,18 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="JSON lines; what is in it is not run again")
     parser.add_argument("--report", action="store_true", help="only write the table")
     return parser.parse_args()
+
+
+def _done(results: list[dict[str, Any]], seed: int) -> set[int]:
+    """Runs that need not be played: one that failed is, as what was wrong may be mended by now.
+
+    So is one that was something else when it was played.
+    """
+    return {
+        told["run"]
+        for told in results
+        if told["passed"] and drawn_facts(draw(seed, told["run"])).items() <= told.items()
+    }
 
 
 @contextmanager

@@ -29,6 +29,7 @@ class Campaign:
         self._locks: dict[str, threading.Lock] = {}
         place.mkdir(parents=True, exist_ok=True)
         self.prepared = scene.prepare(place)
+        self.code = code_digest()
 
     def run(self, number: int, workers: WarmWorkers) -> dict[str, Any]:
         """Play run ``number``: everything seen of it, JSON-able; ``passed`` tells the verdict."""
@@ -37,9 +38,10 @@ class Campaign:
     def play(self, drawn: Drawn, workers: WarmWorkers) -> dict[str, Any]:
         """Play a run that has been drawn."""
         began = perf_counter()
-        told: dict[str, Any] = {"run": drawn.number, "seed": self._seed, "passed": False}
-        told |= {"setup": asdict(drawn.setup), "relaxed": drawn.changes_sums}
-        told["faults"] = [asdict(fault) for fault in drawn.faults]
+        told: dict[str, Any] = {"run": drawn.number, "seed": self._seed, "code": self.code}
+        told["passed"] = False
+        told["relaxed"] = drawn.changes_sums
+        told |= drawn_facts(drawn)
         name = f"run-{self._seed}-{drawn.number}"
         try:
             control = self.control(drawn, workers)
@@ -55,7 +57,7 @@ class Campaign:
     def control(self, drawn: Drawn, workers: WarmWorkers) -> judge.Result:
         """What the same stage ends with if nothing hits it."""
         plain = replace(drawn, faults=())
-        text = json.dumps(asdict(plain.setup), sort_keys=True)
+        text = json.dumps({"code": self.code} | drawn_facts(plain), sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
         path = self._place / "controls" / f"{name}.json"
         with self._lock:
@@ -69,6 +71,8 @@ class Campaign:
                     raise RuntimeError(msg)
                 records = [Path(attempt.records) for attempt in played.attempts]
                 found = judge.result_of(played.stage_folder, records)
+                if not plain.standing:
+                    judge.require_in_order(played.folder, scene.STAGE, found)
                 path.write_text(json.dumps(found.to_json()), encoding="utf-8")
                 shutil.rmtree(played.folder)
             return judge.Result.from_json(json.loads(path.read_bytes()))
@@ -88,9 +92,27 @@ class Campaign:
         records = [Path(attempt.records) for attempt in played.attempts]
         found = judge.result_of(played.stage_folder, records)
         setup = drawn.setup
-        told |= judge.compare(found, control, setup.steps, setup.batch)
+        told |= judge.compare(found, control, setup.steps)
         told["passed"] = _passes(drawn, told)
         return told
+
+
+def code_digest() -> str:
+    """Of the product's own sources: another code's control is another."""
+    digest = hashlib.sha256()
+    for package in ("configs", "data_pipeline", "engine", "launcher"):
+        for path in sorted((scene.ROOT / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def drawn_facts(drawn: Drawn) -> dict[str, Any]:
+    """What is run and what hits it, JSON-able."""
+    return {
+        "setup": asdict(drawn.setup),
+        "faults": [asdict(fault) for fault in drawn.faults],
+        "standing": drawn.standing,
+    }
 
 
 def silent_corruptions(played: Played) -> int:

@@ -7,7 +7,8 @@ from itertools import product
 from typing import Literal
 
 Model = Literal["bert", "gpt2"]
-Extra = Literal["plain", "penalty", "lora"]
+Extra = Literal["plain", "penalty", "lora", "average"]
+EXTRAS: tuple[Extra, ...] = ("plain", "penalty", "lora", "average")
 IN_STEP = ("data", "reduce", "forward", "backward", "optimizer")
 SAVE_ANY_RANK = ("checkpoint.shard", "checkpoint.half", "checkpoint.gather")
 SAVE_FIRST_RANK = (
@@ -29,6 +30,8 @@ class Setup:
         batch: rows a step, on any number of ranks.
         micro: rows of a micro-batch; the same on any number of ranks, as dropout is keyed by it.
         every: steps between checkpoints; ``keep`` of them stay.
+        mode: of checkpoints: written before training goes on, or behind it.
+        guard: steps out of bounds are skipped, and rolled back after two in a row.
     """
 
     model: Model
@@ -41,6 +44,8 @@ class Setup:
     steps: int
     every: int
     keep: int
+    mode: Literal["sync", "async"]
+    guard: bool
 
     @property
     def worlds(self) -> tuple[int, ...]:
@@ -64,7 +69,7 @@ class Fault:
         draw: seeds which file and which place the damage hits.
         world: ranks of the attempts from then on; None: as before.
         stage: ZeRO stage from then on; None: as before.
-        verify: how shards are checked, and how they are read, from then on; None: as before.
+        reading: how shards are read or checked from then on; None: as before.
     """
 
     kind: str
@@ -78,11 +83,21 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One run of the campaign."""
+    """One run of the campaign.
+
+    Attributes:
+        standing: what is armed in every attempt and in the control, too: losses out of bounds.
+    """
 
     number: int
     setup: Setup
     faults: tuple[Fault, ...]
+    standing: str = ""
+
+    @property
+    def hang_after(self) -> float:
+        """Seconds of silence after which ranks are to give up; long where none is stopped."""
+        return 6.0 if any("stop@" in fault.inject for fault in self.faults) else 900.0
 
     @property
     def changes_sums(self) -> bool:
@@ -97,7 +112,6 @@ def setups() -> list[Setup]:
     for number, (variant, model, (stage, precision)) in enumerate(
         product(range(3), ("bert", "gpt2"), precisions)
     ):
-        extra = ("plain", "penalty", "lora")[(variant + number) % 3]
         wide = variant == 2
         found.append(
             Setup(
@@ -105,12 +119,14 @@ def setups() -> list[Setup]:
                 stage,
                 precision,  # type: ignore[arg-type]
                 world=(3 if number % 2 else 4) if wide else 2,
-                extra=extra,  # type: ignore[arg-type]
+                extra=EXTRAS[(variant + number) % len(EXTRAS)],
                 batch=12 if wide else 8,
                 micro=1 if wide else 2,
                 steps=8 + number % 5,
                 every=2 + number % 2,
                 keep=1 + number // 2 % 2,
+                mode="async" if variant == 1 or (wide and number % 4 < 2) else "sync",
+                guard=variant == 1 or (wide and number % 3 == 0),
             )
         )
     return found
@@ -120,16 +136,28 @@ def draw(seed: int, number: int) -> Drawn:
     """Run ``number`` of the campaign with this seed."""
     rng = random.Random(f"{seed}/{number}")
     setup = rng.choice(setups())
+    standing = _out_of_bounds(rng, setup) if setup.guard and rng.random() < 0.4 else ""
     faults: list[Fault] = []
     now, low = setup, 0
+    # Where a loss is out of bounds on one rank, the same rank must be there in the control.
+    kinds = {kind: often for kind, often in KINDS.items() if not (standing and kind in _REPLACING)}
     for _ in range(rng.choice((1, 1, 2, 2, 3))):
-        make = rng.choices(list(KINDS), list(KINDS.values()))[0]
+        make = rng.choices(list(kinds), list(kinds.values()))[0]
         low = rng.randrange(low, setup.steps - 1)
         fault = make(rng, now, low)
         faults.append(fault)
         stage = now.stage if fault.stage is None else fault.stage
         now = replace(now, world=fault.world or now.world, stage=stage)
-    return Drawn(number, setup, tuple(faults))
+    return Drawn(number, setup, tuple(faults), standing)
+
+
+def _out_of_bounds(rng: random.Random, setup: Setup) -> str:
+    """A loss that is no number, or far too large; in two steps in a row it is rolled back."""
+    action, rank = rng.choice(("nan", "inf", "spike")), rng.randrange(setup.world)
+    # A spike is told from the steps before it: there must be some.
+    first = rng.randrange(4, setup.steps - 1)
+    steps = [first, first + 1][: rng.choice((1, 1, 2))]
+    return ";".join(f"{action}@loss:rank={rank},step={step}" for step in steps)
 
 
 def _in_step(rng: random.Random, now: Setup, step: int) -> str:
@@ -161,6 +189,19 @@ def _kill_elsewhere(rng: random.Random, now: Setup, _: int) -> Fault:
         "killed at the start or in validation",
         f"kill@{point}:rank={rng.randrange(now.world)},nth={nth}",
     )
+
+
+def _signal(rng: random.Random, now: Setup, step: int) -> Fault:
+    """One rank is asked to stop: all shall save what they have and end."""
+    in_save = _in_save(rng, now, (*SAVE_ANY_RANK, *SAVE_FIRST_RANK))
+    in_validation = f"validation:rank={rng.randrange(now.world)},nth={rng.randint(1, 3)}"
+    where = rng.choice((_in_step(rng, now, step), in_save, in_validation))
+    return Fault("asked to stop", f"{rng.choice(('term', 'usr1', 'int'))}@{where}")
+
+
+def _stopped(rng: random.Random, now: Setup, step: int) -> Fault:
+    """A rank stands still, as on a host that hangs."""
+    return Fault("rank stands still", f"stop@{_in_step(rng, now, step)}")
 
 
 def _exception(rng: random.Random, now: Setup, step: int) -> Fault:
@@ -213,6 +254,8 @@ KINDS: dict[Callable[[random.Random, Setup, int], Fault], int] = {
     _kill_in_step: 6,
     _kill_in_save: 7,
     _kill_elsewhere: 2,
+    _signal: 4,
+    _stopped: 1,
     _exception: 1,
     _damaged: 4,
     _disk: 2,
@@ -222,3 +265,4 @@ KINDS: dict[Callable[[random.Random, Setup, int], Fault], int] = {
     _other_reading: 1,
 }
 """Each kind of fault and how often it is drawn."""
+_REPLACING = (_other_world, _other_stage)

@@ -150,16 +150,42 @@ def _split(lines: Sequence[Any]) -> list[tuple[int, int, dict[int, list[list[int
     return found
 
 
-def compare(ours: Result, control: Result, steps: int, batch: int) -> dict[str, Any]:
+def require_in_order(run: Path, stage: str, found: Result) -> None:
+    """RuntimeError if a control did not read what the order of its data says, step by step.
+
+    The order is asked here, in a process that has trained nothing.
+    """
+    import numpy as np
+
+    from configs.stage import StageContext
+    from launcher.recipe import load_recipe
+
+    recipe = load_recipe(run / "recipe.yaml")
+    config: Any = recipe.stages[stage]
+    context = StageContext(stage, run / stage, recipe.seed, "", {})
+    batch = config.backend.global_batch
+    picks = config.open_stream(context).order(np.arange(config.steps * batch))
+    rows = np.stack([picks.source, picks.epoch, picks.sample], axis=1).tolist()
+    for step, taken in found.rows.items():
+        if taken != sorted(rows[(step - 1) * batch : step * batch]):
+            msg = f"{run}: step {step} did not read the rows that the order names"
+            raise RuntimeError(msg)
+    if len(found.rows) != config.steps:
+        msg = f"{run}: {len(found.rows)} of {config.steps} steps were taken"
+        raise RuntimeError(msg)
+
+
+def compare(ours: Result, control: Result, steps: int) -> dict[str, Any]:
     """What agrees with the control, and by how much the losses differ where they do."""
     flat = [tuple(row) for rows in ours.rows.values() for row in rows]
+    wanted = {tuple(row) for rows in control.rows.values() for row in rows}
     return {
         "digest_equal": ours.digest == control.digest,
         "export_equal": ours.export == control.export,
         "losses_equal": ours.losses == control.losses and ours.held_out == control.held_out,
         "ids_exact": ours.rows == control.rows and set(ours.rows) == set(range(1, steps + 1)),
         "rows_twice": len(flat) - len(set(flat)),
-        "rows_missing": steps * batch - len(set(flat)),
+        "rows_missing": len(wanted - set(flat)),
         "loss_difference": _largest(ours.losses, control.losses),
         "norm_difference": max(
             abs(value - control.norms[name]) / max(abs(control.norms[name]), 1e-12)

@@ -33,6 +33,7 @@ def line(told: Told) -> str:
     kinds = ", ".join(
         " ".join(filter(None, (fault["kind"], fault["damage"]))) for fault in told["faults"]
     )
+    kinds += f", {told['standing']}" if told["standing"] else ""
     return f"{told['run']:4} {verdict}  {what} {setup['extra']}: {kinds}  {told['seconds']} s"
 
 
@@ -83,6 +84,7 @@ def _totals(runs: Sequence[Told]) -> Iterator[str]:
     yield "| | |"
     yield "|---|---:|"
     yield f"| runs | {len(runs)} |"
+    yield f"| versions of the code among them | {len({told['code'] for told in runs})} |"
     yield f"| finished | {_count(runs, 'finished')} |"
     yield f"| same ranks and stage: ended with the control's bits | {_of(strict, 'passed')} |"
     yield f"| other ranks or stage: losses within tolerance, same rows | {_of(relaxed, 'passed')} |"
@@ -126,9 +128,12 @@ def _kinds(runs: Sequence[Told]) -> Iterator[str]:
     heads = ("runs", "struck", "as the control", "rows exact", "detected, median / most")
     yield f"| fault | {' | '.join(heads)} | lost, median / most |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
-    kinds = Counter(fault["kind"] for told in runs for fault in told["faults"])
+    kinds = {fault["kind"] for told in runs for fault in told["faults"]}
     for kind in sorted(kinds):
         yield _row(kind, [told for told in runs if any(f["kind"] == kind for f in told["faults"])])
+    if standing := [told for told in runs if told["standing"]]:
+        shown = f"{_of(standing, 'passed')} | {_of(standing, 'ids_exact')}"
+        yield f"| loss out of bounds in the control, too | {len(standing)} | | {shown} | - | - |"
 
 
 def _row(kind: str, runs: Sequence[Told]) -> str:

@@ -5,12 +5,13 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmarks.faults.draw import Setup
+from benchmarks.faults.draw import Fault, Setup
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = "train"
@@ -43,16 +44,30 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
 
 
-def recipe(
-    prepared: Path, output: Path, setup: Setup, stage: int | None = None, reading: str | None = None
-) -> dict[str, Any]:
-    """A recipe of one training stage; ``stage`` and ``reading`` as they are by now."""
+@dataclass(slots=True)
+class Now:
+    """What may change between the attempts of a run, as it is by now."""
+
+    world: int
+    stage: int
+    reading: str | None = None
+    hang_after: float = 900.0
+
+    def after(self, fault: Fault) -> None:
+        """What is otherwise after a fault."""
+        self.world = fault.world or self.world
+        self.stage = self.stage if fault.stage is None else fault.stage
+        self.reading = fault.reading or self.reading
+
+
+def recipe(prepared: Path, output: Path, setup: Setup, now: Now) -> dict[str, Any]:
+    """A recipe of one training stage."""
     sources = {
         name: {"shards": str(prepared / "corpora" / name / "train"), "weight": weight}
         for name, weight in (("domain", 0.75), ("general", 0.25))
     }
     data: dict[str, Any] = {"length": LENGTH, "packing": {"name": "best_fit"}, "sources": sources}
-    data |= {"pread": {"mode": "pread"}, "sizes": {"verify": "sizes"}}.get(reading or "", {})
+    data |= {"pread": {"mode": "pread"}, "sizes": {"verify": "sizes"}}.get(now.reading or "", {})
     training: dict[str, Any] = {
         "kind": "pretrain",
         "model": {
@@ -65,8 +80,9 @@ def recipe(
         "optimizer": {"name": "adamw", "lr": 3e-3},
         "schedule": {"name": "linear", "warmup": 2},
         "steps": setup.steps,
-        "backend": {"name": "deepspeed", "config": _deepspeed(setup, stage)},
-        "checkpoint": {"every": setup.every, "keep": setup.keep},
+        "backend": {"name": "deepspeed", "config": _deepspeed(setup, now.stage)},
+        "checkpoint": {"every": setup.every, "keep": setup.keep, "mode": setup.mode},
+        "hang_after": now.hang_after,
         "validation": {
             "every": 4,
             "rows": 8,
@@ -78,15 +94,19 @@ def recipe(
         training["penalties"] = [{"name": "l2_sp", "strength": 0.05}]
     if setup.extra == "lora":
         training["adaptation"] = {"name": "lora", "rank": 2, "dropout": 0.1}
+    if setup.extra == "average":
+        training["averaging"] = {"name": "ema", "decay": 0.8}
+    if setup.guard:
+        training["guard"] = {"spike": 4.0, "window": 3, "patience": 2, "rollbacks": 2}
     return {"name": "campaign", "output": str(output), "seed": 7, "stages": {STAGE: training}}
 
 
-def _deepspeed(setup: Setup, stage: int | None) -> dict[str, Any]:
+def _deepspeed(setup: Setup, stage: int) -> dict[str, Any]:
     values: dict[str, Any] = {
         "train_batch_size": setup.batch,
         "train_micro_batch_size_per_gpu": setup.micro,
         "gradient_clipping": 1.0,
-        "zero_optimization": {"stage": setup.stage if stage is None else stage},
+        "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,

@@ -76,36 +76,28 @@ class Supervisor:
         self._prepared = prepared
         self._place = place
 
-    def play(self, drawn: Drawn, name: str, standing: str = "") -> Played:
-        """Play a run; ``standing``: faults armed in every attempt."""
+    def play(self, drawn: Drawn, name: str) -> Played:
+        """Play a run in the folder ``name``."""
         folder = self._place / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         played = Played(folder, [], finished=False)
-        world, stage, reading = drawn.setup.world, drawn.setup.stage, None
+        now = scene.Now(drawn.setup.world, drawn.setup.stage, hang_after=drawn.hang_after)
         for number in range(ATTEMPTS):
             fault = drawn.faults[number] if number < len(drawn.faults) else None
-            path = self._write_recipe(drawn, folder, stage, reading)
-            inject = ";".join(filter(None, (standing, fault.inject if fault else "")))
-            attempt = Attempt(number, world, stage, inject, fault.kind if fault else "")
+            values = scene.recipe(self._prepared, folder, drawn.setup, now)
+            (folder / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+            inject = ";".join(filter(None, (drawn.standing, fault.inject if fault else "")))
+            attempt = Attempt(number, now.world, now.stage, inject, fault.kind if fault else "")
             played.attempts.append(attempt)
-            self._start(attempt, path, folder)
-            if self._is_done(folder):
-                played.finished = True
-                break
-            if attempt.hung:
+            self._start(attempt, folder / "recipe.yaml", folder)
+            played.finished = self._is_done(folder)
+            if played.finished or attempt.hung:
                 break
             self._between(attempt, fault, played)
             if fault:
-                world, reading = fault.world or world, fault.reading or reading
-                stage = stage if fault.stage is None else fault.stage
+                now.after(fault)
         return played
-
-    def _write_recipe(self, drawn: Drawn, folder: Path, stage: int, reading: str | None) -> Path:
-        path = folder / "recipe.yaml"
-        values = scene.recipe(self._prepared, folder, drawn.setup, stage, reading)
-        path.write_text(yaml.safe_dump(values), encoding="utf-8")
-        return path
 
     def _start(self, attempt: Attempt, path: Path, folder: Path) -> None:
         records = folder / f"attempt-{attempt.number}"
@@ -129,8 +121,8 @@ class Supervisor:
         finished = time.time()
         attempt.seconds = finished - began
         attempt.codes = [_code(each) for each in ended]
-        attempt.struck = _lines(log)
-        if attempt.struck:
+        attempt.struck = [line for line in _lines(log) if "@loss" not in line["fault"]]
+        if attempt.struck and any(attempt.codes):
             attempt.detected = finished - attempt.struck[-1]["time"]
         attempt.orphans = _living(handle.pids)
         starts, steps = judge.progress_of(records)

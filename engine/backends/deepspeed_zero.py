@@ -184,8 +184,13 @@ class DeepSpeedBackend:
         return held.is_held
 
     def _norm_now(self) -> "Tensor | float":
-        """The norm of the step that is being taken; DeepSpeed knows it before it updates."""
-        return self._norm if self._stage == 0 else _marked(self._engine.get_global_grad_norm())
+        """The norm of the step that is being taken; DeepSpeed knows it before it updates.
+
+        Its optimizer does: the engine tells of the step before until the update is over.
+        """
+        if self._stage == 0:
+            return self._norm
+        return _marked(self._engine.optimizer._global_grad_norm)
 
     def gradient_norm(self) -> "Tensor | float":
         """Global norm before clipping, of the last step."""

@@ -81,7 +81,8 @@ def import_checkpoint(
         "hooks": {Origin.name: Origin(facts).state_dict()},
         KEY: frozen,
     }
-    imported = ImportedState(placed.trained, _extra(found, step))
+    average = stage.averaging.build() if stage.averaging else None
+    imported = ImportedState(placed.trained, _extra(found, step), average)
     folder = save(root, Progress(step), imported, state, context.key, Alone())
     return {"folder": str(folder), **facts, "notes": list(_notes(stage, found, step, losses))}
 
@@ -220,6 +221,8 @@ def _notes(
 ) -> Iterator[str]:
     """What a person should know; none of it is an error."""
     yield from found.notes
+    if stage.averaging and found.adam_steps:
+        yield "the average of the weights begins at the imported ones"
     yield (
         f"the data goes on at step {step} of this stage's own order; which rows the run has read "
         "before is not known here, so some may be read again"

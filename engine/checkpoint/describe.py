@@ -6,7 +6,7 @@ from typing import Any
 from configs.errors import CheckpointError
 from engine.checkpoint import commit
 from engine.checkpoint.export import CARD, export_problems, read_card
-from engine.checkpoint.resume import open_checkpoint
+from engine.checkpoint.resume import Checkpoint, open_checkpoint
 from engine.checkpoint.save import step_folders
 from engine.checkpoint.store import WEIGHT, FragmentStore
 
@@ -43,10 +43,17 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
         "fingerprint": found.fingerprint,
         "world": found.world,
         "state": sorted(found.state),
+        **_origin(found),
         "optimizer_state": store.state_keys,
         "parameters": shapes,
         "files": commit.read_manifest(folder)["files"],
     }
+
+
+def _origin(found: Checkpoint) -> dict[str, Any]:
+    """Where a run that was begun elsewhere comes from."""
+    origin = found.state.get("hooks", {}).get("origin")
+    return {"origin": origin} if origin else {}
 
 
 def _export(folder: Path) -> dict[str, Any]:

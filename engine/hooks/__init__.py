@@ -4,6 +4,7 @@ from engine.hooks.checkpointing import CheckpointHook
 from engine.hooks.guard import GuardHook
 from engine.hooks.metrics import MetricsHook
 from engine.hooks.numbers import JsonLines, Sink
+from engine.hooks.origin import Origin
 from engine.hooks.stragglers import Stragglers
 from engine.hooks.tensorboard import TensorBoardHook
 from engine.hooks.throughput import Throughput
@@ -14,6 +15,7 @@ __all__ = [
     "GuardHook",
     "JsonLines",
     "MetricsHook",
+    "Origin",
     "Sink",
     "Stragglers",
     "TensorBoardHook",

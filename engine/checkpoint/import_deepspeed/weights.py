@@ -11,6 +11,8 @@ from engine.protocols import Fragment
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from engine.protocols import WeightAverage
+
 
 def fill(learner: "nn.Module", weights: Mapping[str, "Parameter | Tensor"]) -> None:
     """Put weights into a learner's parameters, in fp32, one after another."""
@@ -65,10 +67,22 @@ def _require_equal(
 class ImportedState:
     """Imported parameters as ``save`` takes them: pieces as they lie in the files, not copied."""
 
-    def __init__(self, trained: Mapping[str, Parameter], extra: Mapping[str, Any]) -> None:
-        """By the learner's names; ``extra``: what a backend's ``extra_state`` would give."""
+    def __init__(
+        self,
+        trained: Mapping[str, Parameter],
+        extra: Mapping[str, Any],
+        average: "WeightAverage | None" = None,
+    ) -> None:
+        """By the learner's names.
+
+        Args:
+            trained: the parameters.
+            extra: what a backend's ``extra_state`` would give.
+            average: of the weights, which begins at the imported ones, where there are moments.
+        """
         self._trained = trained
         self._extra = dict(extra)
+        self._average = average
 
     def fragments(self) -> Iterator[Fragment]:
         """Every piece of every state."""
@@ -76,6 +90,17 @@ class ImportedState:
             for key, pieces in parameter.states.items():
                 for piece in pieces:
                     yield Fragment(name, key, parameter.shape, piece.start, piece.values)
+            if self._average and set(MOMENTS) <= set(parameter.states):
+                yield from self._begun(self._average, name, parameter)
+
+    def _begun(
+        self, average: "WeightAverage", name: str, parameter: Parameter
+    ) -> Iterator[Fragment]:
+        for piece in parameter.states[WEIGHT]:
+            state: dict[str, Any] = {}
+            average.start(piece.values, state)
+            for key, tensor in state.items():
+                yield Fragment(name, key, parameter.shape, piece.start, tensor)
 
     def extra_state(self) -> dict[str, Any]:
         """Skipped steps and the loss scale."""

@@ -345,14 +345,16 @@ def restore(parts: Parts, hooks: Sequence["Hook"], found: "Checkpoint") -> "Prog
     cursor = Cursor.from_json(found.state["cursor"])
     parts.stream.resume(cursor)
     for hook in hooks:
-        hook.load_state_dict(found.state["hooks"].get(hook.name, {}))
+        # An imported checkpoint knows nothing of most hooks: they begin as in a new run.
+        if hook.name in found.state["hooks"]:
+            hook.load_state_dict(found.state["hooks"][hook.name])
     return found.restore(parts.backend)
 
 
 def make_hooks(parts: Parts, oversight: Oversight) -> list["Hook"]:
     """Checkpoints come last: what is saved is what the others have seen."""
     from engine import frozen
-    from engine.hooks import CheckpointHook, MetricsHook, TensorBoardHook, Throughput
+    from engine.hooks import CheckpointHook, MetricsHook, Origin, TensorBoardHook, Throughput
 
     stage, folder, steps = parts.stage, parts.context.folder, parts.steps
     board = TensorBoardHook(folder / "tensorboard")
@@ -361,6 +363,7 @@ def make_hooks(parts: Parts, oversight: Oversight) -> list["Hook"]:
         folder / "metrics.jsonl", parts.stream.sources, stage.log_every, steps, throughput, [board]
     )
     hooks: list[Hook] = [
+        Origin(),
         board,
         metrics,
         *_stragglers(parts, board),
@@ -453,6 +456,8 @@ def export_step(
         "inputs": {name: artifact.fingerprint for name, artifact in context.inputs.items()},
         "data": stream.fingerprint,
     }
+    if origin := checkpoint.state["hooks"].get("origin"):
+        lineage["imported"] = origin
     probe = stream.examples(0, 2).tokens.astype(np.int32)
     made = export_model(
         checkpoint.store(),

@@ -6,7 +6,6 @@ A 4-D boolean mask under ``sdpa`` isolates exactly; eager attention would add it
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from configs.errors import RecipeError
 
@@ -21,7 +20,7 @@ KNOWN = frozenset(
 # Probed in this process, and found to see all of a row: given rows of one document alone.
 _alone: set[str] = set()
 
-_first_positions: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
+_FIRST = "_onward_first_position"
 
 
 def isolated_inputs(backbone: "nn.Module", tensors: Mapping[str, "Tensor"]) -> dict[str, Any]:
@@ -82,9 +81,12 @@ def attention_mask(config: Any, segments: "Tensor") -> "Tensor | dict[str, Tenso
 
 def first_position(backbone: "nn.Module") -> int:
     """The position id of a document's first token: 0, or past the padding row as in RoBERTa."""
-    if backbone not in _first_positions:
-        _first_positions[backbone] = _find_first_position(backbone)
-    return _first_positions[backbone]
+    known: int | None = getattr(backbone, _FIRST, None)
+    if known is None:
+        known = _find_first_position(backbone)
+        # On the model itself, where a compiler sees a constant.
+        setattr(backbone, _FIRST, known)
+    return known
 
 
 def _find_first_position(backbone: "nn.Module") -> int:

@@ -47,9 +47,9 @@ class Sizes:
         ffn: width between the two matrices of a feed-forward layer.
         ffn_matrices: 2, or 3 where a gate is multiplied in.
         heads: of attention.
-        queries: their widths together; ``keys_values``: those of keys, and of values.
+        queries: the widths of all heads' together; keys and values may be fewer.
         experts: feed-forward layers a token passes through at each depth.
-        dropout: rates of (hidden states, attention).
+        dropout: rate of the hidden states'.
     """
 
     hidden: int
@@ -59,9 +59,8 @@ class Sizes:
     ffn_matrices: int
     heads: int
     queries: int
-    keys_values: int
     experts: int
-    dropout: tuple[float, float]
+    dropout: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "vocab_size": 30522,
         "tie_word_embeddings": True,
         "hidden_dropout_prob": 0.1,
-        "attention_probs_dropout_prob": 0.1,
     },
     "modernbert": {
         "hidden_size": 768,
@@ -110,7 +108,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "decoder_bias": True,
         "classifier_bias": False,
         "mlp_dropout": 0.0,
-        "attention_dropout": 0.0,
     },
     "gpt2": {
         "n_embd": 768,
@@ -121,7 +118,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "vocab_size": 50257,
         "tie_word_embeddings": True,
         "resid_pdrop": 0.1,
-        "attn_pdrop": 0.1,
     },
     "llama": {
         "hidden_size": 4096,
@@ -134,7 +130,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "attention_bias": False,
         "mlp_bias": False,
-        "attention_dropout": 0.0,
     },
 }
 _DEFAULTS["roberta"] = _DEFAULTS["bert"] | {"vocab_size": 50265}
@@ -362,17 +357,12 @@ def _sizes(values: Values, kind: str) -> Sizes:
     if kind == "gpt2":
         width, heads = values["n_embd"], values["n_head"]
         inner, layers = values["n_inner"] or 4 * width, values["n_layer"]
-        dropout = (values["resid_pdrop"], values["attn_pdrop"])
-        queries = others = width
+        dropout, queries = values["resid_pdrop"], width
     else:
         width, heads = values["hidden_size"], values["num_attention_heads"]
         inner, layers = values["intermediate_size"], values["num_hidden_layers"]
-        hidden = values.get("hidden_dropout_prob", values.get("mlp_dropout", 0.0))
-        dropout = (
-            hidden,
-            values.get("attention_probs_dropout_prob", values.get("attention_dropout", 0.0)),
-        )
-        queries, others = _attention_widths(values)
+        dropout = values.get("hidden_dropout_prob", values.get("mlp_dropout", 0.0))
+        queries, _ = _attention_widths(values)
     return Sizes(
         hidden=width,
         layers=layers,
@@ -381,7 +371,6 @@ def _sizes(values: Values, kind: str) -> Sizes:
         ffn_matrices=2 if kind == "gpt2" or "type_vocab_size" in _DEFAULTS[kind] else 3,
         heads=heads,
         queries=queries,
-        keys_values=others,
         experts=values.get("num_experts_per_tok", 1) if kind == "mixtral" else 1,
         dropout=dropout,
     )

@@ -1,0 +1,112 @@
+"""Bytes that a forward pass leaves for its backward pass, layer by layer, by arithmetic.
+
+Counted in tensors of the width of the residual stream (h), of attention (q, kv) and of the
+feed-forward layers (f), each for every token: what transformers' modules save under ``sdpa``
+attention. tests/engine/test_activations.py holds it to what autograd saves.
+"""
+
+from dataclasses import dataclass
+
+from engine.parameter_shapes import ModelShape, Sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One micro-batch of one rank.
+
+    Attributes:
+        count: rows; ``length``: tokens in each, padding included.
+        targets: predicted positions, of all.
+        width: bytes of a value: 2 in bf16 and fp16, 4 in fp32.
+        recomputed_every: of how many layers one is recomputed, with 1 all; None: none is.
+        masked: whether rows hold several documents, kept apart by a mask.
+        scores_written_out: attention without a fused kernel, as on a CPU.
+        whole_head: logits are made at every position, and those of the targets taken from them.
+    """
+
+    count: int
+    length: int
+    targets: int
+    width: int
+    recomputed_every: int | None = None
+    masked: bool = True
+    scores_written_out: bool = False
+    whole_head: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """All positions."""
+        return self.count * self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What a micro-batch takes.
+
+    Attributes:
+        layers: saved by the layers, before the backward pass begins.
+        recomputed: of the one layer that is being computed again.
+        head: logits and their gradients, at their most.
+        passing: the gradients that flow through a layer.
+    """
+
+    layers: int
+    recomputed: int
+    head: int
+    passing: int
+
+    @property
+    def bytes(self) -> int:
+        """The most at once: the head's come and go before the first layer's gradients flow."""
+        return self.layers + max(self.head, self.recomputed + self.passing)
+
+
+def activations(shape: ModelShape, rows: Rows) -> Pass:
+    """What one micro-batch of a model needs."""
+    sizes = shape.sizes
+    whole = layer_bytes(shape.model_type, sizes, rows)
+    again = 0 if rows.recomputed_every is None else -(-sizes.layers // rows.recomputed_every)
+    inputs = rows.width * rows.tokens * sizes.hidden
+    layers = whole * (sizes.layers - again) + inputs * again + 2 * inputs
+    widest = max(sizes.ffn * sizes.ffn_matrices * sizes.experts, sizes.queries * 3)
+    passing = rows.width * rows.tokens * (2 * sizes.hidden + widest)
+    return Pass(layers, whole if again else 0, head_bytes(shape, rows), passing)
+
+
+def layer_bytes(kind: str, sizes: Sizes, rows: Rows) -> int:
+    """Saved by one layer."""
+    tokens, width = rows.tokens, rows.width
+    hidden, ffn, queries = sizes.hidden, sizes.ffn, sizes.queries
+    bytes_of = {
+        "gpt2": lambda: width * (8 * hidden + 5 * ffn) + 16,
+        "modernbert": lambda: width * (10 * hidden + 4 * ffn) + 16,
+    }
+    if kind in bytes_of:
+        per_token = bytes_of[kind]()
+    elif sizes.ffn_matrices == 2:
+        per_token = width * (8 * hidden + 2 * ffn) + 16
+    else:
+        # Norms are computed in fp32, and keep that copy beside two of the stream's own width.
+        norms = 2 * hidden * (4 + 2 * width)
+        # Keys and values are written out for all heads where there are fewer of them.
+        attention = 4 * queries
+        mixed = sizes.experts * (2 * hidden + 4 * ffn) if kind == "mixtral" else 4 * ffn
+        per_token = norms + width * (attention + mixed) + 8
+    saved = tokens * (per_token + 4 * sizes.heads)
+    if sizes.dropout and sizes.ffn_matrices == 2:
+        saved += 2 * tokens * hidden
+    square = width * rows.count * rows.length**2
+    if rows.scores_written_out:
+        saved += 3 * sizes.heads * square
+    # A boolean mask is made anew as numbers in each layer.
+    return saved + (square if rows.masked else 0)
+
+
+def head_bytes(shape: ModelShape, rows: Rows) -> int:
+    """Logits at the targets in fp32, their log-softmax and a gradient, beside the model's own."""
+    if shape.output is None:
+        return 0
+    vocabulary = shape.sizes.vocabulary
+    own = rows.width if rows.width < 4 else 0
+    bytes_at_targets = rows.targets * vocabulary * (12 + own)
+    return bytes_at_targets + (rows.tokens * vocabulary * rows.width if rows.whole_head else 0)

@@ -1,0 +1,253 @@
+"""The memory of a training run, by arithmetic: what each rank holds at rest, in a pass, in a step.
+
+Pure: no tensor is made and no library imported. What it counts, and when, is what DeepSpeed 0.19.8
+and the plain backend allocate; a census of all live tensors holds it to that (tests/engine).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Literal
+
+from configs.deepspeed_json import precision
+from engine.activations import Pass
+
+Offload = Literal["none", "optimizer", "all"]
+_BUCKET = 500_000_000
+"""Values in DeepSpeed's reduction buffer, which is allocated whole, however small the model."""
+_SUB_GROUP = 1_000_000_000
+_LIVE = 1_000_000_000
+_PREFETCH = 50_000_000
+_PERSISTS_BELOW = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model as an optimizer sees it: the sizes of its tensors, in values.
+
+    Attributes:
+        matrices: the trained ones that are decayed, in the model's order.
+        vectors: the trained ones that are not.
+        frozen: without gradients and states.
+    """
+
+    matrices: tuple[int, ...]
+    vectors: tuple[int, ...]
+    frozen: tuple[int, ...] = ()
+
+    @property
+    def trained(self) -> int:
+        """Values that have gradients and states."""
+        return sum(self.matrices) + sum(self.vectors)
+
+    @property
+    def all(self) -> int:
+        """Values altogether."""
+        return self.trained + sum(self.frozen)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A training run on a given number of ranks, as far as memory depends on it.
+
+    Attributes:
+        values: the DeepSpeed JSON; ``zero_optimization`` is not looked at.
+        backend: ``plain`` or ``deepspeed``.
+        states: tensors of a weight's shape in the optimizer's state, in the states' precision.
+        averages: the same, always fp32.
+        pulls: whether penalties add to gradients, which takes one more tensor for a moment.
+        accumulation: micro-batches a step.
+        work: activations of one micro-batch.
+    """
+
+    weights: Weights
+    values: Mapping[str, Any]
+    world: int
+    accumulation: int
+    work: Pass
+    states: int = 2
+    averages: int = 0
+    pulls: bool = False
+    backend: Literal["plain", "deepspeed"] = "deepspeed"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one rank's device, the largest of all ranks', at three points; and on its host.
+
+    Attributes:
+        rest: between two steps.
+        backward: when the last gradient has been made, before the update; without activations.
+        in_pass: the most while activations are there.
+        update: the most while the optimizer works.
+        host: what offloading puts into the host's memory.
+    """
+
+    rest: int
+    backward: int
+    in_pass: int
+    update: int
+    host: int = 0
+
+    @property
+    def peak(self) -> int:
+        """The most at any time."""
+        return max(self.rest, self.backward, self.in_pass, self.update)
+
+
+@dataclass(frozen=True, slots=True)
+class _Widths:
+    """Bytes a value: weights, master weights, optimizer states, accumulated gradients."""
+
+    weight: int
+    master: int
+    state: int
+    gradient: int
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "_Widths":
+        kind = precision(values)
+        if kind == "fp32":
+            return cls(4, 4, 4, 4)
+        given = values[kind]
+        low = bool(given.get(f"{kind}_master_weights_and_grads"))
+        states = 2 if given.get("bf16_optimizer_states") else 4
+        accumulated = values.get("data_types", {}).get("grad_accum_dtype", kind)
+        return cls(2, 2 if low else 4, states, 4 if accumulated == "fp32" else 2)
+
+
+def memory(job: Job, zero: Mapping[str, Any]) -> Memory:
+    """What a rank needs with these ``zero_optimization`` settings."""
+    stage = int(zero.get("stage", 0))
+    if job.backend == "plain" or stage == 0:
+        return _whole(job)
+    return _sharded(job, zero) if stage == 3 else _flat(job, zero, stage)
+
+
+def _states(job: Job, widths: _Widths, count: int) -> int:
+    return (job.states * widths.state + 4 * job.averages) * count
+
+
+def _whole(job: Job) -> Memory:
+    """The plain backend, and stage 0: every rank holds everything."""
+    widths, weights = _Widths.of(job.values), job.weights
+    trained = weights.trained
+    masters = 0 if widths.weight == 4 else 4 * trained
+    rest = widths.weight * weights.all + masters + _states(job, widths, trained)
+    gradients = 4 * trained
+    largest = max((*weights.matrices, *weights.vectors), default=0)
+    passing = max(gradients * (job.accumulation > 1) + job.work.bytes, gradients)
+    if masters:
+        # A low-precision gradient beside its copy in fp32, parameter by parameter at the end.
+        passing += widths.weight * trained
+    reduced = 4 * min(trained, _BUCKET) if job.world > 1 else 0
+    pulls = 4 * largest if job.pulls else 0
+    return Memory(rest, rest + gradients, rest + passing, rest + gradients + max(reduced, pulls))
+
+
+def _shares(numels: Sequence[int], world: int) -> tuple[int, int]:
+    """Of one flat group: (values in a partition, most values of tensors that touch one)."""
+    aligned = ceil(sum(numels) / (2 * world)) * 2 * world
+    size = aligned // world
+    touched, start = [0] * world, 0
+    for numel in numels:
+        if numel:
+            for rank in range(start // size, min(world - 1, (start + numel - 1) // size) + 1):
+                touched[rank] += numel
+        start += numel
+    return size, max(touched)
+
+
+def _flat(job: Job, zero: Mapping[str, Any], stage: int) -> Memory:
+    """Stages 1 and 2: a flat tensor a group, its partition on this rank."""
+    widths, weights, world = _Widths.of(job.values), job.weights, job.world
+    groups = [_shares(group, world) for group in (weights.matrices, weights.vectors) if group]
+    share, touched = sum(size for size, _ in groups), sum(most for _, most in groups)
+    largest_group = max(size for size, _ in groups)
+    largest = max((*weights.matrices, *weights.vectors))
+    flat = widths.weight * (share * world + sum(weights.frozen))
+    optimizer = widths.master * share + _states(job, widths, share)
+    bucket = widths.weight * int(zero.get("reduce_bucket_size", _BUCKET))
+    if zero.get("overlap_comm"):
+        bucket *= 2
+    kept = widths.gradient * (share if widths.gradient > widths.weight else touched)
+    whole = widths.weight * weights.trained
+    # Stage 2 has them in the bucket as they come; stage 1 has all of them until the last is made.
+    unreduced = whole if stage == 1 else widths.weight * largest
+    before = (whole if stage == 1 else kept) if job.accumulation > 1 else 0
+    passing = bucket + before + job.work.bytes
+    reducing = bucket + kept + unreduced + (before if stage == 2 else 0)
+    if _offload(zero) != "none":
+        host = optimizer + (widths.master + widths.weight) * share + widths.weight * largest
+        rest = flat + widths.weight * largest
+        moving = bucket + (whole if stage == 1 else widths.weight * largest)
+        in_pass = rest + max(bucket + job.work.bytes, moving)
+        return Memory(rest, rest, in_pass, rest, host + 4 * share * (job.accumulation > 1))
+    rest = flat + optimizer
+    cast = (widths.gradient + widths.master) * largest_group
+    stepping = widths.master * largest_group * (2 if job.pulls else 1)
+    update = kept + max(cast, stepping)
+    return Memory(rest, rest + kept, rest + max(passing, reducing), rest + update)
+
+
+def _sharded(job: Job, zero: Mapping[str, Any]) -> Memory:
+    """Stage 3: every tensor is cut over the ranks, and gathered for use."""
+    widths, weights, world = _Widths.of(job.values), job.weights, job.world
+    tensors = (*weights.matrices, *weights.vectors)
+    cut = sum(ceil(numel / world) for numel in tensors)
+    frozen = sum(ceil(numel / world) for numel in weights.frozen)
+    threshold = int(zero.get("stage3_param_persistence_threshold", _PERSISTS_BELOW))
+    # On one rank what is gathered is the cut itself.
+    persistent = sum(n for n in (*tensors, *weights.frozen) if n <= threshold and world > 1)
+    bucket = widths.weight * int(zero.get("reduce_bucket_size", _BUCKET))
+    optimizer = widths.master * cut + _states(job, widths, cut)
+    gradients = widths.gradient * cut
+    share = widths.weight * (cut + frozen)
+    offload = _offload(zero)
+    gathered = widths.weight * _live(weights, zero) if world > 1 else 0
+    host = 0
+    if offload != "none":
+        host = optimizer + widths.master * cut + gradients
+        optimizer = gradients = 0
+    if offload == "all":
+        host, share = host + share, 0
+    held = share + optimizer + gradients + bucket
+    rest = held + widths.weight * persistent
+    scattered = widths.weight * min(weights.trained, bucket // widths.weight)
+    in_pass = held + max(gathered, widths.weight * persistent) + max(job.work.bytes, scattered)
+    sub_group = _sub_group(weights, world, int(zero.get("sub_group_size", _SUB_GROUP)))
+    update = held + (widths.gradient + widths.master) * sub_group if offload == "none" else held
+    backward = held + max(gathered, widths.weight * persistent)
+    return Memory(rest, backward, in_pass, max(update, rest), host)
+
+
+def _live(weights: Weights, zero: Mapping[str, Any]) -> int:
+    """The most values of gathered tensors at once."""
+    most = int(zero.get("stage3_max_live_parameters", _LIVE))
+    ahead = int(zero.get("stage3_prefetch_bucket_size", _PREFETCH))
+    largest = max((*weights.matrices, *weights.vectors, *weights.frozen))
+    return min(weights.all, max(most, largest) + ahead)
+
+
+def _sub_group(weights: Weights, world: int, size: int) -> int:
+    """Values of the largest sub-group: tensors in a row until there are ``size`` of them."""
+    most = 0
+    for group in (weights.matrices, weights.vectors):
+        together = 0
+        for numel in group:
+            together += ceil(numel / world)
+            most = max(most, together)
+            if together >= size:
+                together = 0
+    return most
+
+
+def _offload(zero: Mapping[str, Any]) -> Offload:
+    parts = [
+        part
+        for part in ("optimizer", "param")
+        if (zero.get(f"offload_{part}") or {}).get("device", "none") != "none"
+    ]
+    if "param" in parts:
+        return "all"
+    return "optimizer" if parts else "none"

@@ -1,0 +1,163 @@
+"""From a pretraining stage to the planner's terms; and on the ranks, "auto" to ZeRO settings."""
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from configs.deepspeed_json import AUTO, precision, read_deepspeed
+from configs.devices import Device, host_memory
+from configs.errors import RecipeError, ResourceError
+from engine import choosing
+from engine.activations import Rows, activations
+from engine.adaptation import FullTraining
+from engine.choosing import JobOf, Option, Split
+from engine.parameter_shapes import ModelShape, low_rank, model_shape
+from engine.planner import Job, Weights
+
+if TYPE_CHECKING:
+    from engine.assemble import PretrainStage
+    from engine.backends import BackendConfig
+    from engine.protocols import Architecture
+
+log = logging.getLogger(__name__)
+
+
+def architecture(stage: "PretrainStage") -> "Architecture":
+    """Which head its model has."""
+    return "causal_lm" if stage.objective.name == "clm" else "masked_lm"
+
+
+def weights_of(stage: "PretrainStage", shape: ModelShape) -> Weights:
+    """What trains and what does not; a head made afresh beside LoRA is not foreseen."""
+    if isinstance(stage.adaptation, FullTraining):
+        flat = [(len(weight.shape) > 1, weight.numel) for weight in shape.weights]
+        return Weights(
+            tuple(numel for is_matrix, numel in flat if is_matrix),
+            tuple(numel for is_matrix, numel in flat if not is_matrix),
+        )
+    rank = stage.adaptation.rank
+    updates = [
+        rank * side
+        for weight, _ in low_rank(shape, rank, stage.adaptation.targets)
+        for side in weight.linear or ()
+    ]
+    return Weights(tuple(updates), (), tuple(weight.numel for weight in shape.weights))
+
+
+def asked_split(stage: "PretrainStage", world: int) -> Split:
+    """As the recipe has it; RecipeError if the batch does not divide."""
+    recomputing = getattr(stage, "activation_checkpointing", None)
+    every = recomputing.every if recomputing else None
+    return Split(world, stage.backend.plan(world).micro_batch, every)
+
+
+def job_of(stage: "PretrainStage", shape: ModelShape, weights: Weights, device: Device) -> JobOf:
+    """The planner's job for any split of the stage's global batch."""
+    values = read_deepspeed(stage.backend.config)
+    penalties = [penalty.build() for penalty in stage.penalties]
+    averaging = getattr(stage, "averaging", None)
+
+    def make(split: Split) -> Job:
+        rows = rows_of(stage, values, split, device)
+        return Job(
+            weights,
+            values,
+            split.world,
+            stage.backend.global_batch // split.world // split.micro_batch,
+            activations(shape, rows),
+            states=2 + sum(len(penalty.keys) for penalty in penalties),
+            averages=len(averaging.build().keys) if averaging else 0,
+            pulls=bool(penalties),
+            backend=stage.backend.name,
+        )
+
+    return make
+
+
+def rows_of(
+    stage: "PretrainStage", values: Mapping[str, Any], split: Split, device: Device
+) -> Rows:
+    """A micro-batch, as activations see it."""
+    length, is_causal = stage.data.length, stage.objective.name == "clm"
+    share = 1.0 if stage.objective.name == "clm" else stage.objective.masking.rate
+    return Rows(
+        split.micro_batch,
+        length,
+        round(share * split.micro_batch * length),
+        4 if precision(values) == "fp32" else 2,
+        split.recomputed_every,
+        masked=stage.data.packing.SHARES_ROWS,
+        scores_written_out=device.is_cpu,
+        whole_head=is_causal,
+    )
+
+
+def settled(stage: "PretrainStage", learner: Any) -> "BackendConfig":
+    """The stage's backend with ZeRO settings that fit where its config says "auto".
+
+    Every rank calls it, and comes to the same: what counts is the smallest rank's memory.
+
+    Raises:
+        RecipeError: an architecture that the planner does not know.
+        ResourceError: nothing fits; it says what would.
+    """
+    from engine import distributed
+
+    values = read_deepspeed(stage.backend.config)
+    if values.get("zero_optimization") != AUTO:
+        return stage.backend
+    config = learner.backbone.config.to_dict()
+    try:
+        shape = model_shape(config, architecture(stage))
+    except RecipeError as error:
+        msg = f'{error}; give the ZeRO stage in the place of "zero_optimization": "auto"'
+        raise RecipeError(msg) from None
+    device = _this_device()
+    split = asked_split(stage, distributed.world())
+    jobs = job_of(stage, shape, _weights_in(learner), device)
+    try:
+        resolved, option = choosing.resolve(values, jobs, split, device)
+    except ResourceError as error:
+        msg = f"backend: {error}"
+        raise ResourceError(msg) from None
+    if option is not None:
+        log.info("backend: %s", reason(option, device))
+    return stage.backend.model_copy(update={"config": resolved})
+
+
+def reason(option: Option, device: Device) -> str:
+    """Why it was chosen, in a line."""
+    need, room = choosing.gib(option.memory.peak), choosing.gib(choosing.usable(device))
+    return (
+        f"auto is {option.title}: the first that fits, with {need} of the {room} GiB "
+        f"that a rank may use on {device.title}"
+    )
+
+
+def _weights_in(learner: Any) -> Weights:
+    """Of a learner that no backend holds yet."""
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    return Weights(
+        tuple(p.numel() for p in trained if p.ndim > 1),
+        tuple(p.numel() for p in trained if p.ndim <= 1),
+        tuple(p.numel() for p in learner.parameters() if not p.requires_grad),
+    )
+
+
+def _this_device() -> Device:
+    """The one of all ranks' devices that has the least memory."""
+    import os
+
+    import torch
+
+    from engine import distributed
+
+    here = distributed.device()
+    if here.type == "cpu":
+        share = host_memory() // int(os.environ.get("LOCAL_SIZE", distributed.world()))
+        own = Device("cpu", "the CPU", share, is_cpu=True)
+    else:
+        found = torch.cuda.get_device_properties(here)
+        own = Device(here.type, found.name, found.total_memory)
+    every: list[Device] = distributed.all_gather_object(own)
+    return min(every, key=lambda device: device.memory)

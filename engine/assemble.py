@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from configs import deepspeed_facts
-from configs.deepspeed_json import BatchPlan, read_deepspeed
+from configs.deepspeed_json import BatchPlan, offload_device, read_deepspeed, zero_stage
 from configs.errors import DataError
 from configs.schema import Config
 from configs.stage import Runs, StageConfig, StageContext
@@ -26,8 +26,10 @@ from data_pipeline.streaming import (
     slice_of_step,
 )
 from data_pipeline.tokenization import tokenizer_sha256
+from engine.activation_checkpointing import ActivationCheckpointing, recomputable
 from engine.adaptation import AdaptationConfig, FullTraining
 from engine.backends import BackendConfig
+from engine.compilation import Compilation
 from engine.models import ModelConfig
 from engine.objectives import ObjectiveConfig, require_fitting
 from engine.optimization import OptimizerConfig, ScheduleConfig
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from engine.checkpoint import Checkpoint
     from engine.hooks import TensorBoardHook
     from engine.learner import Learner
+    from engine.out_of_memory import OutOfMemory
     from engine.protocols import Adaptation, Backend, Batch, Hook, Objective, Progress
     from engine.stopping import Stopping
     from engine.watchdog import Watchdog
@@ -63,7 +66,15 @@ class PretrainStage(StageConfig):
     VERSION: ClassVar[int] = 3
     RUNS: ClassVar[Runs] = "ranks"
     UNKEYED: ClassVar[frozenset[str]] = frozenset(
-        {"log_every", "checkpoint", "hang_after", "data.verify", "data.mode", "data.cache"}
+        {
+            "log_every",
+            "checkpoint",
+            "hang_after",
+            "activation_checkpointing",
+            "data.verify",
+            "data.mode",
+            "data.cache",
+        }
     )
     # The cursor of a checkpoint tells whether what has been read is still the same.
     APPENDED: ClassVar[frozenset[str]] = frozenset({"data.changes", "data.skip"})
@@ -75,6 +86,8 @@ class PretrainStage(StageConfig):
     data: DataConfig
     objective: ObjectiveConfig
     adaptation: AdaptationConfig = FullTraining()
+    activation_checkpointing: ActivationCheckpointing | None = None
+    compile: Compilation | None = None
     penalties: tuple[PenaltyConfig, ...] = ()
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
@@ -123,6 +136,7 @@ class PretrainStage(StageConfig):
     def check(self, context: StageContext) -> None:
         """Data, tokenizer, batch split and checkpoint against one another, running nothing."""
         self.backend.check()
+        _require_compilable(self)
         self.model.check(context.is_made, context.locate)
         for location in self.held_out().values():
             if context.is_made(location):
@@ -244,12 +258,27 @@ def assemble(stage: PretrainStage, context: StageContext) -> Parts:
     longest = stage.data.packing.longest_piece(stage.data.length)
     require_positions(learner.backbone, longest, "data")
     frozen = distributed.on_first(lambda: frozen_digest(learner))
+    _economise(stage, learner)
     batches = stage.backend.plan(distributed.world())
     penalties = [penalty.build() for penalty in stage.penalties]
     backend = stage.backend.build(learner, stage.optimizer, penalties, seed)
     steps = stage.budget(stream.rows[0], batches.global_batch)
     stream.require_rows(steps * batches.global_batch)
     return Parts(stage, context, stream, objective, backend, batches, steps, seed, frozen)
+
+
+def _economise(stage: PretrainStage, learner: "Learner") -> None:
+    """Recompute layers and compile, as asked; what is exported and counted stays as it is."""
+    _require_compilable(stage)
+    if stage.activation_checkpointing is not None:
+        stage.activation_checkpointing.apply(learner.backbone)
+    if stage.compile is not None:
+        stage.compile.apply(learner)
+
+
+def _require_compilable(stage: PretrainStage) -> None:
+    if stage.compile is not None:
+        stage.compile.check(zero_stage(read_deepspeed(stage.backend.config)))
 
 
 def _require_word_starts(objective: ObjectiveConfig, reader: RowReader) -> None:
@@ -313,6 +342,7 @@ def train_from_newest(parts: Parts) -> int:
     from engine.protocols import Progress, Run
 
     oversight = Oversight.of(parts)
+    memory = _memory(parts)
     hooks = make_hooks(parts, oversight)
     found = newest(parts.context.folder / "checkpoints", parts.context.key, distributed)
     progress = Progress() if found is None else restore(parts, hooks, found)
@@ -332,9 +362,32 @@ def train_from_newest(parts: Parts) -> int:
             parts.seed,
             hooks,
             stop=oversight.stop,
-            observers=(oversight.watchdog.enter, *timed),
+            observers=(oversight.watchdog.enter, memory.enter, *timed),
         )
-        return train(run, progress).step
+        with memory.explained():
+            return train(run, progress).step
+
+
+def _memory(parts: Parts) -> "OutOfMemory":
+    """What explains a lack of memory in this run."""
+    from engine.out_of_memory import MemorySettings, OutOfMemory
+
+    stage, backend = parts.stage, parts.backend
+    values, backbone = read_deepspeed(stage.backend.config), backend.learner.backbone
+    recomputed = stage.activation_checkpointing
+    settings = MemorySettings(
+        parts.batches,
+        stage.data.length,
+        zero_stage(values),
+        frozenset(
+            part for part in ("optimizer", "param") if offload_device(values, part) != "none"
+        ),
+        every=recomputed.every if recomputed else None,
+        can_recompute=bool(recomputable(backbone)),  # type: ignore[arg-type]  # nn.Module hides it
+        is_compiled=stage.compile is not None,
+        on_accelerator=backend.device.type != "cpu",
+    )
+    return OutOfMemory(parts.context.name, backend.rank, settings)
 
 
 def restore(parts: Parts, hooks: Sequence["Hook"], found: "Checkpoint") -> "Progress":

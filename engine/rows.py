@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from engine.protocols import Batch, Loss
 
+TARGET_WISE = frozenset({"at", "labels"})
+"""Tensors of a batch with one entry for each target, [T]; the first size of all others is B."""
+
 
 def stack(rows: Rows, sources: int) -> dict[str, "Tensor"]:
     """Tokens, segments and positions, int64 [B, L]; sources, fp32 [B, S] one-hot."""

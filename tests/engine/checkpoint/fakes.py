@@ -76,6 +76,31 @@ class FakeBackend:
         return {"loss_scale": 2.0**self.seed}
 
 
+class LiveBackend(FakeBackend):
+    """Holds torch tensors that training can change under a save's hands."""
+
+    def __init__(self, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+        import torch
+
+        super().__init__(seed, rank, world)
+        self.state_keys = KEYS[1:]
+        self.held = [
+            Fragment(f.name, f.key, f.shape, f.start, torch.from_numpy(f.tensor.numpy().copy()))
+            for f in super().fragments()
+        ]
+
+    def fragments(self) -> Iterator[Fragment]:
+        return iter(self.held)
+
+    def train(self, seed: int) -> None:
+        """Write the values of another seed into the tensors, in place."""
+        import torch
+
+        self.seed = seed
+        for mine, new in zip(self.held, super().fragments(), strict=True):
+            mine.tensor.copy_(torch.from_numpy(new.tensor.numpy()))
+
+
 def values_of(seed: int, name: str, key: str) -> np.ndarray[Any, Any]:
     rng = np.random.default_rng([seed, *f"{name}|{key}".encode()])
     return rng.standard_normal(SHAPES[name], dtype=np.float32)

@@ -10,7 +10,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize("scene", ["fresh", "over_a_broken_one"])
+@pytest.mark.parametrize("scene", ["fresh", "over_a_broken_one", "fresh_async"])
 def test_a_kill_at_any_point_leaves_the_newest_intact(tmp_path: Path, scene: str) -> None:
     module = "tests.engine.checkpoint.kill_everywhere"
     program = [sys.executable, "-m", module, str(tmp_path), scene]

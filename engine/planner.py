@@ -79,13 +79,15 @@ class Memory:
         rest: between two steps.
         backward: when the last gradient has been made, before the update; without activations.
         in_pass: the most while activations are there.
-        update: the most while the optimizer works.
+        step: when the optimizer begins its step on the largest group of weights.
+        update: the most from there on, and while gradients are made ready for it.
         host: what offloading puts into the host's memory.
     """
 
     rest: int
     backward: int
     in_pass: int
+    step: int
     update: int
     host: int = 0
 
@@ -142,7 +144,8 @@ def _whole(job: Job) -> Memory:
         passing += widths.weight * trained
     reduced = 4 * min(trained, _BUCKET) if job.world > 1 else 0
     pulls = 4 * largest if job.pulls else 0
-    return Memory(rest, rest + gradients, rest + passing, rest + gradients + max(reduced, pulls))
+    ready = rest + gradients
+    return Memory(rest, ready, rest + passing, ready, ready + max(reduced, pulls))
 
 
 def _shares(numels: Sequence[int], world: int) -> tuple[int, int]:
@@ -182,12 +185,20 @@ def _flat(job: Job, zero: Mapping[str, Any], stage: int) -> Memory:
         rest = flat + widths.weight * largest
         moving = bucket + (whole if stage == 1 else widths.weight * largest)
         in_pass = rest + max(bucket + job.work.bytes, moving)
-        return Memory(rest, rest, in_pass, rest, host + 4 * share * (job.accumulation > 1))
+        held = 4 * share * (job.accumulation > 1)
+        return Memory(rest, rest, in_pass, rest, rest, host + held)
     rest = flat + optimizer
-    cast = (widths.gradient + widths.master) * largest_group
-    stepping = widths.master * largest_group * (2 if job.pulls else 1)
-    update = kept + max(cast, stepping)
-    return Memory(rest, rest + kept, rest + max(passing, reducing), rest + update)
+    # All groups' gradients are views of one tensor, which the last of them holds.
+    step = rest + (kept if len(groups) > 1 else 0) + widths.master * largest_group
+    update = max(rest + kept + _cast(widths) * largest_group, step)
+    update = max(update, step + widths.master * largest_group * job.pulls)
+    return Memory(rest, rest + kept, rest + max(passing, reducing), step, update)
+
+
+def _cast(widths: _Widths) -> int:
+    """Bytes a value while accumulated gradients become the flat ones of the optimizer."""
+    apart = widths.gradient != widths.master
+    return widths.gradient + (widths.master if apart else 0)
 
 
 def _sharded(job: Job, zero: Mapping[str, Any]) -> Memory:
@@ -216,9 +227,12 @@ def _sharded(job: Job, zero: Mapping[str, Any]) -> Memory:
     scattered = widths.weight * min(weights.trained, bucket // widths.weight)
     in_pass = held + max(gathered, widths.weight * persistent) + max(job.work.bytes, scattered)
     sub_group = _sub_group(weights, world, int(zero.get("sub_group_size", _SUB_GROUP)))
-    update = held + (widths.gradient + widths.master) * sub_group if offload == "none" else held
     backward = held + max(gathered, widths.weight * persistent)
-    return Memory(rest, backward, in_pass, max(update, rest), host)
+    if offload != "none":
+        return Memory(rest, backward, in_pass, held, max(held, rest), host)
+    step = held + widths.master * sub_group
+    update = max(step + widths.master * sub_group * job.pulls, held + _cast(widths) * sub_group)
+    return Memory(rest, backward, in_pass, step, max(update, rest))
 
 
 def _live(weights: Weights, zero: Mapping[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 import gc
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,16 @@ def _points(folder: Path, case: Mapping[str, Any]) -> dict[str, int]:
     penalties = [StartingPoint().build()] * case.get("penalties", 0)
     backend = kind(config=case["values"]).build(learner, AdamW(lr=1e-3), penalties)
     optimizer: Any = backend._optimizer
-    step, points = optimizer.step, {}
+    points: dict[str, int] = {}
 
-    def watched(*given: Any) -> Any:
-        points["step"] = max(points.get("step", 0), live_bytes() - base)
-        return step(*given)
+    def look(step: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*given: Any) -> Any:
+            points["step"] = max(points.get("step", 0), live_bytes() - base)
+            return step(*given)
 
-    optimizer.step = watched
+        return watched
+
+    optimizer.step = look(optimizer.step)
     # The states come into being in the first step.
     for number in range(2):
         points.clear()
@@ -68,6 +71,4 @@ def _points(folder: Path, case: Mapping[str, Any]) -> dict[str, int]:
         points["backward"] = live_bytes() - base
         backend.step(1e-3)
         points["rest"] = live_bytes() - base
-    del backend, optimizer, step, learner, watched
-    gc.collect()
     return points

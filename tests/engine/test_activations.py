@@ -1,0 +1,64 @@
+"""Activations by arithmetic, held against what autograd saves."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.activations import Rows, activations, layer_bytes
+from engine.models import read_shape
+from engine.parameter_shapes import model_shape
+from tests.engine import tiny
+
+ROWS = 8
+
+
+def saved(learner: torch.nn.Module, tensors: Any) -> int:
+    """Bytes of what a forward pass keeps beside the weights."""
+    held = {p.untyped_storage().data_ptr() for p in learner.parameters()}
+    kept: list[torch.Tensor] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        learner(tensors)
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    return sum(size for at, size in sizes.items() if at not in held)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "name", ["bert_tiny", "modernbert_tiny", "gpt2_tiny", "llama_tiny", "mixtral_tiny"]
+)
+def test_a_layer_saves_what_is_planned(name: str, kind: torch.dtype, tmp_path: Path) -> None:
+    layers = "n_layer" if name == "gpt2_tiny" else "num_hidden_layers"
+    # ModernBERT's first layer has one norm less.
+    few, more = (3, 6) if name == "modernbert_tiny" else (2, 4)
+    found = []
+    for count in (few, more):
+        learner = tiny.learner(tmp_path, name, **{layers: count}).to(kind)
+        batch = tiny.step_batches(learner.objective, 0, 0, 1, 1, rows=ROWS)[0]
+        found.append(saved(learner, batch.tensors))
+    quiet = read_shape(name) | dict.fromkeys(tiny.dropouts(name), 0.0)
+    architecture: Any = "masked_lm" if "bert" in name else "causal_lm"
+    shape = model_shape(quiet, architecture, tiny.VOCABULARY)
+    rows = Rows(ROWS, tiny.LENGTH, 0, kind.itemsize)
+    measured = (found[1] - found[0]) / (more - few)
+    # A mixture's router, and statistics of norms, are left out or rounded up.
+    assert layer_bytes(shape.model_type, shape.sizes, rows) == pytest.approx(measured, rel=0.035)
+
+
+def test_recomputing_keeps_the_inputs_of_layers() -> None:
+    shape = model_shape({"model_type": "bert"}, "masked_lm")
+    rows = Rows(8, 512, 600, 2)
+    whole = activations(shape, rows)
+    all_again = activations(shape, Rows(8, 512, 600, 2, recomputed_every=1))
+    third = activations(shape, Rows(8, 512, 600, 2, recomputed_every=3))
+    inputs = 2 * 8 * 512 * 768
+    assert all_again.layers == 12 * inputs + 2 * inputs
+    assert all_again.recomputed == layer_bytes("bert", shape.sizes, rows)
+    assert whole.layers - third.layers == 4 * (all_again.recomputed - inputs)
+    assert all_again.bytes < third.bytes < whole.bytes

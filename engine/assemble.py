@@ -1,5 +1,6 @@
 """A pretraining stage from its parts: the one place where data, model, backend and hooks meet."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -11,7 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from configs import deepspeed_facts
 from configs.deepspeed_json import BatchPlan, offload_device, read_deepspeed, zero_stage
-from configs.errors import DataError
+from configs.errors import DataError, RecipeError
 from configs.schema import Config
 from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline.example import Example
@@ -23,13 +24,17 @@ from data_pipeline.streaming import (
     FixedRows,
     RowReader,
     TokenStream,
+    describe_steps,
     slice_of_step,
 )
 from data_pipeline.tokenization import tokenizer_sha256
 from engine.activation_checkpointing import ActivationCheckpointing, recomputable
 from engine.adaptation import AdaptationConfig, FullTraining
+from engine.averaging import AveragingConfig
 from engine.backends import BackendConfig
+from engine.checkpoint.policy import CheckpointConfig
 from engine.compilation import Compilation
+from engine.guarding import GuardConfig, RollBack
 from engine.models import ModelConfig
 from engine.objectives import ObjectiveConfig, require_fitting
 from engine.optimization import OptimizerConfig, ScheduleConfig
@@ -37,19 +42,12 @@ from engine.penalties import PenaltyConfig
 
 if TYPE_CHECKING:
     from engine.checkpoint import Checkpoint
-    from engine.hooks import TensorBoardHook
+    from engine.hooks import GuardHook, TensorBoardHook
     from engine.learner import Learner
     from engine.out_of_memory import OutOfMemory
     from engine.protocols import Adaptation, Backend, Batch, Hook, Objective, Progress
     from engine.stopping import Stopping
     from engine.watchdog import Watchdog
-
-
-class CheckpointConfig(Config):
-    """When the state is saved, and how much of it is kept."""
-
-    every: PositiveInt = Field(description="steps between two checkpoints")
-    keep: PositiveInt = Field(2, description="how many of the newest stay")
 
 
 class ValidationConfig(Config):
@@ -77,7 +75,7 @@ class PretrainStage(StageConfig):
         }
     )
     # The cursor of a checkpoint tells whether what has been read is still the same.
-    APPENDED: ClassVar[frozenset[str]] = frozenset({"data.changes", "data.skip"})
+    APPENDED: ClassVar[frozenset[str]] = frozenset({"data.changes", "data.skip", "guard"})
     REDRAWN: ClassVar[frozenset[str]] = frozenset({deepspeed_facts.MICRO_BATCH})
     KEPT: ClassVar[frozenset[str]] = frozenset({"checkpoints/step-*"})
 
@@ -89,6 +87,7 @@ class PretrainStage(StageConfig):
     activation_checkpointing: ActivationCheckpointing | None = None
     compile: Compilation | None = None
     penalties: tuple[PenaltyConfig, ...] = ()
+    averaging: AveragingConfig | None = None
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     steps: PositiveInt | None = Field(None, description="optimizer steps")
@@ -97,6 +96,7 @@ class PretrainStage(StageConfig):
     )
     backend: BackendConfig
     checkpoint: CheckpointConfig
+    guard: GuardConfig | None = None
     validation: ValidationConfig | None = None
     log_every: PositiveInt = 10
     hang_after: PositiveFloat = Field(
@@ -116,12 +116,12 @@ class PretrainStage(StageConfig):
         return self
 
     def run(self, context: StageContext) -> str:
-        """Train to the end of the budget, export, and return the exported model's digest."""
+        """Train to the end of the budget, export, and return the digest of what was exported."""
         from engine import distributed
 
         parts = assemble(self, context)
         step = train_from_newest(parts)
-        return distributed.on_first(lambda: export_step(self, context, step))
+        return distributed.on_first(lambda: export_all(self, context, step))
 
     def keyed_facts(self) -> dict[str, Any]:
         """The config, and of the backend what changes more than rounding."""
@@ -152,7 +152,8 @@ class PretrainStage(StageConfig):
         if context.key and (context.folder / "checkpoints").is_dir():
             from engine.checkpoint import newest
 
-            found = newest(context.folder / "checkpoints", context.key)
+            # What trains on it reads and verifies the rest.
+            found = newest(context.folder / "checkpoints", context.key, verify="sizes")
             if found is not None and stream is not None:
                 stream.resume(Cursor.from_json(found.state["cursor"]))
 
@@ -247,6 +248,7 @@ def assemble(stage: PretrainStage, context: StageContext) -> Parts:
     from engine import distributed
     from engine.frozen import frozen_digest
     from engine.isolation import require_positions
+    from engine.stage_memory import settled
 
     seed = stage.run_seed(context)
     share = slice(distributed.rank(), None, distributed.world())
@@ -261,7 +263,8 @@ def assemble(stage: PretrainStage, context: StageContext) -> Parts:
     _economise(stage, learner)
     batches = stage.backend.plan(distributed.world())
     penalties = [penalty.build() for penalty in stage.penalties]
-    backend = stage.backend.build(learner, stage.optimizer, penalties, seed)
+    average = stage.averaging.build() if stage.averaging else None
+    backend = settled(stage, learner).build(learner, stage.optimizer, penalties, seed, average)
     steps = stage.budget(stream.rows[0], batches.global_batch)
     stream.require_rows(steps * batches.global_batch)
     return Parts(stage, context, stream, objective, backend, batches, steps, seed, frozen)
@@ -333,26 +336,55 @@ def train_from_newest(parts: Parts) -> int:
 
     Raises:
         Preempted: it was asked to stop; the state is saved.
+        NumericalError: steps that are not to be learned from, and no rollback helps.
     """
     from engine import distributed, faults
-    from engine.batches import Batches
     from engine.checkpoint import newest
-    from engine.hooks import Stragglers
-    from engine.loop import train
-    from engine.protocols import Progress, Run
+    from engine.protocols import Progress
+    from engine.rollback import step_back
 
     oversight = Oversight.of(parts)
-    memory = _memory(parts)
     hooks = make_hooks(parts, oversight)
-    found = newest(parts.context.folder / "checkpoints", parts.context.key, distributed)
+    root, key = parts.context.folder / "checkpoints", parts.context.key
+    found = newest(root, key, distributed)
     progress = Progress() if found is None else restore(parts, hooks, found)
-    timed = [hook.enter for hook in hooks if isinstance(hook, Stragglers)]
     faults.reached("start")
-    with (
-        parts.context.stop.heeded(),
-        oversight.watchdog,
-        Batches(parts.make, progress.step, parts.steps) as batches,
-    ):
+    with parts.context.stop.heeded(), oversight.watchdog:
+        while True:
+            try:
+                return _train(parts, oversight, hooks, progress)
+            except RollBack as asked:
+                oversight.watchdog.enter("rollback", asked.steps[-1].step)
+                _settle(hooks)
+                progress = restore(parts, hooks, step_back(root, key, asked), asked)
+
+
+def _settle(hooks: Sequence["Hook"]) -> None:
+    """No checkpoint is on its way any more."""
+    from engine.hooks import CheckpointHook
+
+    for hook in hooks:
+        if isinstance(hook, CheckpointHook):
+            hook.settle()
+
+
+def _train(
+    parts: Parts, oversight: Oversight, hooks: Sequence["Hook"], progress: "Progress"
+) -> int:
+    """From ``progress`` to the last step; RollBack, on all ranks, if the guard asks for it."""
+    from engine.batches import Batches
+    from engine.hooks import GuardHook, Stragglers
+    from engine.loop import train
+    from engine.protocols import Run
+
+    memory = _memory(parts)
+    timed = [hook.enter for hook in hooks if isinstance(hook, Stragglers)]
+    guard = next((hook for hook in hooks if isinstance(hook, GuardHook)), None)
+
+    def make(step: int) -> list["Batch"]:
+        return [] if guard and guard.avoids(step) else parts.make(step)
+
+    with Batches(make, progress.step, parts.steps) as batches:
         run = Run(
             parts.backend,
             batches,
@@ -361,6 +393,7 @@ def train_from_newest(parts: Parts) -> int:
             parts.steps,
             parts.seed,
             hooks,
+            guard=guard,
             stop=oversight.stop,
             observers=(oversight.watchdog.enter, memory.enter, *timed),
         )
@@ -390,9 +423,15 @@ def _memory(parts: Parts) -> "OutOfMemory":
     return OutOfMemory(parts.context.name, backend.rank, settings)
 
 
-def restore(parts: Parts, hooks: Sequence["Hook"], found: "Checkpoint") -> "Progress":
-    """Put weights, optimizer and hooks where the checkpoint left them."""
+def restore(
+    parts: Parts, hooks: Sequence["Hook"], found: "Checkpoint", asked: RollBack | None = None
+) -> "Progress":
+    """Put weights, optimizer and hooks where the checkpoint left them.
+
+    ``asked``: it is a rollback; the guard avoids what led to it from now on.
+    """
     from engine.frozen import require_same_frozen
+    from engine.hooks import GuardHook
 
     require_same_frozen(found.state, parts.frozen, found.folder)
     cursor = Cursor.from_json(found.state["cursor"])
@@ -401,6 +440,8 @@ def restore(parts: Parts, hooks: Sequence["Hook"], found: "Checkpoint") -> "Prog
         # An imported checkpoint knows nothing of most hooks: they begin as in a new run.
         if hook.name in found.state["hooks"]:
             hook.load_state_dict(found.state["hooks"][hook.name])
+        if asked and isinstance(hook, GuardHook):
+            hook.go_on(asked, found.step)
     return found.restore(parts.backend)
 
 
@@ -431,11 +472,26 @@ def make_hooks(parts: Parts, oversight: Oversight) -> list["Hook"]:
             frozen.KEY: parts.frozen,
         }
 
-    every, keep = stage.checkpoint.every, stage.checkpoint.keep
-    root, key = folder / "checkpoints", parts.context.key
-    saving = CheckpointHook(root, key, state, every, keep, steps)
-    saving.stop = oversight.stop
+    root, key, policy = folder / "checkpoints", parts.context.key, stage.checkpoint
+    saving = CheckpointHook(root, key, state, policy, steps, oversight.stop, [board])
+    if guard:
+        saving.first_in_doubt = lambda: guard[0].first_in_doubt
     return [*hooks, saving]
+
+
+def _guard(parts: Parts) -> list["GuardHook"]:
+    from engine.hooks import GuardHook
+
+    def rows(step: int) -> list[dict[str, Any]]:
+        """As ``onward order`` prints them."""
+        read = describe_steps(
+            parts.stream, range(step, step + 1), parts.batches.global_batch, world=1
+        )
+        names = ("index", "source", "epoch", "sample", "shard")
+        return [{name: getattr(row, name) for name in names} for row in read]
+
+    asked = parts.stage.guard
+    return [GuardHook(asked, parts.context.folder / "skipped.jsonl", rows)] if asked else []
 
 
 def _stragglers(parts: Parts, board: "TensorBoardHook") -> list["Hook"]:
@@ -485,18 +541,40 @@ def _require_same_tokenizer(name: str, rows: FixedRows, stream: TokenStream) -> 
         raise DataError(msg)
 
 
+def export_all(stage: PretrainStage, context: StageContext, step: int) -> str:
+    """``export/``, and ``export-average/`` if there is an average; returns a digest of both."""
+    trained = export_step(stage, context, step)
+    if stage.averaging is None:
+        return trained
+    averaged = export_step(stage, context, step, weights="average")
+    return hashlib.sha256(f"{trained} {averaged}".encode()).hexdigest()
+
+
+Weights = Literal["trained", "average"]
+_EXPORTS: dict[Weights, str] = {"trained": "export", "average": "export-average"}
+
+
 def export_step(
-    stage: PretrainStage, context: StageContext, step: int, folder: Path | None = None
+    stage: PretrainStage,
+    context: StageContext,
+    step: int,
+    folder: Path | None = None,
+    weights: Weights = "trained",
 ) -> str:
     """The checkpoint after ``step`` as a model folder, on this process alone; returns its digest.
 
-    ``folder`` None: the stage's own ``export/``.
+    ``folder`` None: the stage's own ``export/``, or ``export-average/``.
+
+    Raises:
+        RecipeError: the average is asked for, and the stage keeps none.
+        CheckpointError: no such checkpoint, or it is damaged.
     """
     from engine.checkpoint import export_model, open_checkpoint
     from engine.checkpoint.save import step_folder
     from engine.frozen import frozen_digest, require_same_frozen
 
     checkpoint = open_checkpoint(step_folder(context.folder / "checkpoints", step))
+    store = checkpoint.store()
     stream = stage.open_stream(context)
     objective = stage.objective.build(stream.special, stream.vocabulary_size)
     learner, adaptation, tokenizer = build_learner(stage, context, objective)
@@ -505,6 +583,7 @@ def export_step(
         "stage": context.name,
         "key": context.key,
         "step": step,
+        "weights": weights,
         "model": stage.model.model_dump(mode="json"),
         "inputs": {name: artifact.fingerprint for name, artifact in context.inputs.items()},
         "data": stream.fingerprint,
@@ -513,12 +592,26 @@ def export_step(
         lineage["imported"] = origin
     probe = stream.examples(0, 2).tokens.astype(np.int32)
     made = export_model(
-        checkpoint.store(),
+        store,
         learner,
         adaptation,
         tokenizer,
-        folder or context.folder / "export",
+        folder or context.folder / _EXPORTS[weights],
         lineage,
         probe,
+        _weights_key(stage, weights, store.state_keys),
     )
     return made.fingerprint
+
+
+def _weights_key(stage: PretrainStage, weights: Weights, there: Sequence[str]) -> str:
+    """Under which key the weights stand in a checkpoint that has the states ``there``."""
+    from engine.checkpoint.store import WEIGHT
+
+    # Before the first step that is taken there is no optimizer state: the average is the weights.
+    if weights == "trained" or not there:
+        return WEIGHT
+    if stage.averaging is None:
+        msg = "the stage keeps no average of its weights: give it 'averaging', or ask for 'trained'"
+        raise RecipeError(msg)
+    return stage.averaging.build().keys[0]

@@ -28,8 +28,8 @@ class Behind(Generic[T]):
         """Whether it is done, and raised."""
         return self.is_done and self._error is not None
 
-    def wait(self, limit: float) -> bool:
-        """Wait for at most ``limit`` seconds; whether it is done."""
+    def wait(self, limit: float | None) -> bool:
+        """Wait for at most ``limit`` seconds, None: however long; whether it is done."""
         self._thread.join(limit)
         return self.is_done
 

@@ -124,12 +124,19 @@ def save(
     return final
 
 
-def prune(root: Path, keep: int, newest: int, keep_every: int | None = None) -> None:
+def prune(
+    root: Path,
+    keep: int,
+    newest: int,
+    keep_every: int | None = None,
+    in_doubt: int | None = None,
+) -> None:
     """Delete old checkpoints up to step ``newest``, which was just saved; rank 0 calls it.
 
-    The ``keep`` newest sound ones stay, and those of steps that ``keep_every`` divides. A folder
-    that is not sound (a file is missing or of another size) does not count. Nothing is deleted
-    unless ``newest`` itself is sound.
+    The ``keep`` newest sound ones stay, and those of steps that ``keep_every`` divides, and the
+    newest sound one up to step ``in_doubt``, for a rollback. A folder that is not sound (a file is
+    missing or of another size) does not count. Nothing is deleted unless ``newest`` itself is
+    sound.
 
     Raises:
         DiskError: the disk failed; what was half deleted no longer bears a checkpoint's name.
@@ -138,8 +145,13 @@ def prune(root: Path, keep: int, newest: int, keep_every: int | None = None) -> 
     with disk.disk_errors(root):
         if not _is_sound(step_folder(root, newest)):
             return
-        for folder in [f for f in step_folders(root) if step_of(f) <= newest]:
-            if kept < keep:
+        folders = [f for f in step_folders(root) if step_of(f) <= newest]
+        sure = (f for f in folders if in_doubt is not None and step_of(f) <= in_doubt)
+        spared = next(filter(_is_sound, sure), None)
+        for folder in folders:
+            if folder == spared:
+                kept += 1
+            elif kept < keep:
                 kept += _is_sound(folder)
             elif keep_every is None or step_of(folder) % keep_every:
                 hidden = commit.hide(folder)

@@ -70,6 +70,8 @@ class CheckpointHook(Hook):
     Attributes:
         stall_seconds: for which the training has waited so far, on this rank.
         bytes: written so far, by all ranks together; of what was seen to be there.
+        first_in_doubt: from which step on (counted from 0) a rollback may take steps back; the
+            newest checkpoint from before it stays.
     """
 
     name = "checkpointing"
@@ -97,6 +99,7 @@ class CheckpointHook(Hook):
             sinks: get the numbers of each line, too, as kind ``checkpoint``.
             ranks: who takes part; None: all of ``engine.distributed``, in a group of their own.
         """
+        self.first_in_doubt: Callable[[], int | None] = lambda: None
         self.stall_seconds = 0.0
         self.bytes = 0
         self._root = root
@@ -151,6 +154,12 @@ class CheckpointHook(Hook):
         else:
             return
         self.stall_seconds += perf_counter() - began
+
+    def settle(self) -> None:
+        """Wait, however long, for what is in flight: later checkpoints are deleted after this."""
+        if self._in_flight is not None:
+            self._in_flight.work.wait(None)
+            self._finish_after_error()
 
     def on_end(self, backend: Backend, progress: Progress) -> None:
         """After a step that raised, finish what is in flight: it is of a step that was good."""
@@ -227,7 +236,7 @@ class CheckpointHook(Hook):
         at = perf_counter()
 
         def tidy() -> int:
-            _prune(self._root, policy, step)
+            _prune(self._root, policy, step, self.first_in_doubt())
             return sum(file["size"] for file in commit.read_manifest(folder)["files"])
 
         return _Written(on_first(ranks, tidy), at)
@@ -303,9 +312,9 @@ class CheckpointHook(Hook):
             sink.write("checkpoint", step, numbers)
 
 
-def _prune(root: Path, policy: CheckpointConfig, step: int) -> None:
+def _prune(root: Path, policy: CheckpointConfig, step: int, in_doubt: int | None) -> None:
     """What cannot be deleted is left for the next time: the checkpoint itself is there."""
     try:
-        prune(root, policy.keep, step, policy.keep_every)
+        prune(root, policy.keep, step, policy.keep_every, in_doubt)
     except DiskError as error:
         _log.warning("old checkpoints were not deleted: %s", error)

@@ -110,7 +110,14 @@ def launch_stages(
         relay.join(timeout=5)
         progress.stop()
         close_pipes(process)
+        _remove_shared_memory(launch.port)
     _judge(run, launch, code, relay.log)
+
+
+def _remove_shared_memory(port: int) -> None:
+    """What ranks that were killed in DeepSpeed's start have left in this machine's memory."""
+    for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{port}_*"):
+        path.unlink(missing_ok=True)
 
 
 def _wait(process: subprocess.Popen[str], launch: Launch) -> int:

@@ -456,7 +456,10 @@ def make_hooks(parts: Parts, oversight: Oversight) -> list["Hook"]:
     metrics = MetricsHook(
         folder / "metrics.jsonl", parts.stream.sources, stage.log_every, steps, throughput, [board]
     )
+    guard = _guard(parts)
     hooks: list[Hook] = [
+        # First: the others shall not see a step that is rolled back.
+        *guard,
         Origin(),
         board,
         metrics,

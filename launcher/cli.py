@@ -139,6 +139,47 @@ def check(
 
 
 @app.command(
+    short_help="Tell what a recipe needs: memory, tokens, disk.",
+    epilog="Example: onward plan my.yaml dapt --hosts 2 --gpus-per-host 8 --device h100",
+)
+def plan(
+    recipe: RecipeFile,
+    words: Words = None,
+    hosts: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus_per_host: Annotated[int, typer.Option(min=1, help="Ranks on each of them.")] = 1,
+    device: Annotated[
+        str, typer.Option(help="h100, h200, a100-40, a100-80, l40s, rtx4090, or cpu: this machine.")
+    ] = "h100",
+    as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
+) -> None:
+    """Tell what each pretraining stage will need: memory a GPU at each ZeRO stage, tokens, disk.
+
+    By arithmetic from the recipe; nothing is built, and no GPU is needed. Memory is told between
+    steps, in a pass and in the update, and in gibibytes; `<` marks what the stage will run with.
+    """
+    from configs.devices import find_device
+    from engine.choosing import FRAGMENTED, RESERVED, gib
+    from launcher.plan_text import plan_lines
+    from launcher.planning import Cluster
+    from launcher.planning import plan as plan_stages
+    from launcher.recipe import load_recipe
+
+    settings = [word for word in words or [] if "=" in word]
+    loaded = load_recipe(recipe, settings)
+    cluster = Cluster(hosts, gpus_per_host, find_device(device, gpus_per_host))
+    entries = plan_stages(loaded, [word for word in words or [] if "=" not in word], cluster)
+    if as_json:
+        _answer({"cluster": str(cluster), "ranks": cluster.world, "stages": entries}, as_json)
+        return
+    margin = (
+        f"of each {gib(cluster.device.memory)} GiB, {gib(RESERVED)} GiB is left to the driver and "
+        f"{FRAGMENTED:.0%} of the rest to gaps between blocks"
+    )
+    lines = plan_lines(entries, str(cluster), margin)
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
+@app.command(
     short_help="Run a recipe's stages; go on where it stopped.",
     epilog="Example: onward run my.yaml dapt tapt --processes 2 stages.dapt.steps=500",
 )

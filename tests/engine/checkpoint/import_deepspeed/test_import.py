@@ -148,7 +148,7 @@ def test_the_weights_are_those_of_deepspeeds_own_conversion(
 def test_frozen_weights_must_be_those_of_the_recipes_model(
     made: Path, tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(CheckpointError, match="h.0.attn.c_attn.weight: frozen there, trains here"):
+    with pytest.raises(CheckpointError, match=r"c_attn.weight: frozen there, trains here"):
         imported(made, name, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
 

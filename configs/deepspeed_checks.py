@@ -110,9 +110,9 @@ def _check_types(values: Mapping[str, Any]) -> None:
         raise _refused("data_types.param_dtype", f"the weights are {kind}; remove it")
     accumulated = types.get("grad_accum_dtype", kind)
     if accumulated not in {kind, "fp32"}:
-        raise _refused("data_types.grad_accum_dtype", f"expected {kind} or fp32; remove it")
+        raise _refused("data_types.grad_accum_dtype", "it is the precision, or fp32; remove it")
     offloaded = offload_device(values, "optimizer") != "none"
-    if accumulated != kind and zero_stage(values) == 1 and not offloaded:
+    if kind == "bf16" and accumulated == "fp32" and zero_stage(values) == 1 and not offloaded:
         raise _refused(
             "data_types.grad_accum_dtype",
             "fp32 at ZeRO stage 1 is another optimizer wrapper of DeepSpeed's, which is not "
@@ -120,7 +120,7 @@ def _check_types(values: Mapping[str, Any]) -> None:
         )
     sent = values.get("communication_data_type", kind)
     if sent not in {kind, "fp32"}:
-        raise _refused("communication_data_type", f"expected {kind} or fp32; remove it")
+        raise _refused("communication_data_type", "it is the precision, or fp32; remove it")
     if "check_grad_overflow" in block(values, "bf16") and zero_stage(values) == 3:
         raise _refused("bf16.check_grad_overflow", "it does nothing at ZeRO stage 3; remove it")
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -125,21 +125,22 @@ def _without_host(numbers: dict[str, Any]) -> dict[str, Any]:
 class _Clock:
     """Adds up waits and passes by the wall clock: on the CPU a pass ends when it returns."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = perf_counter) -> None:
+        self._now = now
         self._began = 0.0
         self._seconds = 0.0
 
     def waits(self) -> None:
-        self._began = perf_counter()
+        self._began = self._now()
 
     def has_waited(self) -> None:
-        self._seconds += perf_counter() - self._began
+        self._seconds += self._now() - self._began
 
     def begins(self) -> None:
-        self._began = perf_counter()
+        self._began = self._now()
 
     def ends(self) -> None:
-        self._seconds += perf_counter() - self._began
+        self._seconds += self._now() - self._began
 
     def taken(self) -> float:
         """Seconds since the last call."""

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import DataError, LaunchError, NumericalError, OnwardError
+from configs.errors import DataError, LaunchError, NumericalError, OnwardError, Preempted
+from launcher.interruption import Interrupted
 from launcher.outcome import Outcome, Reporter, explain, read_outcomes
 
 ECHO = "Read error [127.0.0.1]: Connection reset by peer. GLHF"
@@ -82,3 +83,24 @@ def test_a_reporter_keeps_the_traceback_of_the_unforeseen(tmp_path: Path) -> Non
         reporter.failed(caught)
     (left,) = read_outcomes(tmp_path)
     assert "KeyError: 'gone'" in Path(left.traceback).read_text()
+
+
+def test_that_the_state_was_saved_comes_first(tmp_path: Path) -> None:
+    said = "stopped after step 7 of 9, its state saved"
+    stopped = outcome(2, state="stopped", message="SIGTERM")
+    found = explain(
+        [error(0, "RuntimeError", ECHO), error(1, "Preempted", said), stopped], 3, 75, tmp_path
+    )
+    assert isinstance(found, Preempted)
+    assert str(found) == f"stage base: {said}"
+
+
+def test_a_signal_that_came_before_the_state_was_saved_is_an_interruption(tmp_path: Path) -> None:
+    stopped = Outcome(
+        **outcome(1).model_dump() | {"state": "stopped", "message": "SIGTERM", "signal": 15}
+    )
+    found = explain([error(0, "RuntimeError", ECHO), stopped], 2, 143, tmp_path)
+    assert isinstance(found, Interrupted)
+    assert (found.exit_code, str(found)) == (143, "rank 1 (process 101 on h): SIGTERM")
+    killed = outcome(0)
+    assert isinstance(explain([killed, stopped], 2, 247, tmp_path), LaunchError)

@@ -75,3 +75,18 @@ def test_a_loss_that_is_none_is_an_error(tmp_path: Path, batches: list[Any]) -> 
     backend: Any = FakeBackend()
     with pytest.raises(NumericalError, match="step 0: the held-out loss on bad"):
         validation.on_start(backend, Progress())
+
+
+def test_a_validation_that_is_broken_off_is_made_good_at_the_resume(tmp_path: Path) -> None:
+    path, turns = tmp_path / "v.jsonl", iter([True] * 8 + [False] * 5)
+    stopped = hook(path, goes_on=lambda step: next(turns))
+    drive(stopped, FakeBackend(), 1, 3)
+    assert stopped.state_dict() == {"is_owed": False}
+    stopped.after_step(FakeBackend(), Progress(4), record(4))  # type: ignore[arg-type]
+    stopped.after_step(FakeBackend(), Progress(8), record(8))  # type: ignore[arg-type]
+    assert [line["step"] for line in lines(path)] == [0, 4]
+    resumed = hook(path)
+    resumed.load_state_dict(stopped.state_dict())
+    drive(resumed, FakeBackend(), 9, 10)
+    assert [line["step"] for line in lines(path)] == [0, 4, 8, 10]
+    assert resumed.state_dict() == {"is_owed": False}

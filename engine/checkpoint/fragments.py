@@ -78,14 +78,15 @@ def write_fragments(path: Path, fragments: Iterable[Fragment], step: int) -> Ran
     held = [fragment for fragment in fragments if fragment.tensor.numel()]
     pieces = tuple(_piece(fragment, path.name) for fragment in held)
     header = _header(pieces)
-    size = len(header) + sum(piece.stored.width * piece.length for piece in pieces)
+    values = sum(piece.stored.width * piece.length for piece in pieces)
+    size = len(header) + values
 
     def content() -> Iterator[bytes | memoryview]:
         faults.reached("checkpoint.shard", step=step)
         yield header
-        written = len(header)
+        written = 0
         for block in _blocks(held):
-            if written < size / 2 <= written + len(block):
+            if written < values / 2 <= written + len(block):
                 faults.reached("checkpoint.half", step=step)
             yield block
             written += len(block)

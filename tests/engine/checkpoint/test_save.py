@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +18,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.errors import CheckpointError
-from engine.checkpoint import describe, disk, newest, open_checkpoint, prune, save
-from engine.checkpoint.commit import ASIDE
+from engine.checkpoint import (
+    FragmentStore,
+    commit,
+    describe,
+    disk,
+    newest,
+    open_checkpoint,
+    prune,
+    save,
+)
+from engine.checkpoint.commit import ASIDE, FileRecord, seal
 from engine.checkpoint.disk import DiskError
-from engine.checkpoint.fragments import make_index
+from engine.checkpoint.fragments import DTYPES, Piece, make_index
 from engine.protocols import Fragment, Progress
 from tests.engine.checkpoint.fakes import (
     KEYS,
@@ -247,7 +257,7 @@ def test_what_does_not_belong_is_refused(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_manifest_never_leads_out_of_its_folder(root: Path) -> None:
-    from engine.checkpoint.commit import MANIFEST, FileRecord, seal
+    from engine.checkpoint.commit import MANIFEST
 
     record = FileRecord("../step-4/state.json", 0, "")
     (root / "step-8" / MANIFEST).unlink()
@@ -411,3 +421,240 @@ def test_describe_says_what_is_there(root: Path, tmp_path: Path) -> None:
     assert describe(root / "step-4")["optimizer_state"] == ["ema", "exp_avg"]
     with pytest.raises(CheckpointError, match="neither a checkpoint"):
         describe(tmp_path)
+
+
+def test_a_renamed_or_swapped_folder_is_refused(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / "step-4").rename(root / "step-99")
+    assert found_step(root) == 8
+    assert "step-99: renamed: it was saved as 'step-4'" in caplog.text
+    (root / "step-99").rename(root / "step-4")
+    for name in FILES[:3]:
+        (root / "step-8" / name).write_bytes((root / "step-4" / name).read_bytes())
+    assert found_step(root) == 4
+
+
+def test_swapped_shards_are_refused(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_on_ranks(root, 12, 2, {})
+    one, two = (root / "step-12" / f"rank-0000{n}-of-00002.safetensors" for n in (0, 1))
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+    assert found_step(root) == 8
+    assert f"{one}: " in caplog.text
+    assert f"{two}: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["../step-4/state.json", "..", "", "/etc/passwd", "a/b", "a\0b", 3, None]
+)
+def test_neither_manifest_nor_index_leads_out(root: Path, name: Any) -> None:
+    """Also not when whoever changed them has made the digests agree."""
+    folder = root / "step-8"
+    index = json.loads((folder / "index.json").read_text())
+    index["parameters"]["scale"]["states"]["fp32"]["pieces"][0][0] = name
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"index\.json: not the index .* leads out"):
+        FragmentStore(folder)
+    (folder / "manifest.json").unlink()
+    facts = {"step": 8, "fingerprint": "recipe", "world": 1}
+    seal(folder, "step-8", facts, [FileRecord(name, 0, "")])
+    with pytest.raises(CheckpointError, match=r"manifest\.json: .* leads out"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "files", [None, 7, {}, [7], [{"name": "a"}], [{"name": "a", "size": "x", "xxh3_128": ""}]]
+)
+def test_a_manifest_that_names_nothing_is_refused(root: Path, files: Any) -> None:
+    body = {"format": commit.FORMAT, "name": "step-8", "files": files}
+    (root / "step-8" / "manifest.json").unlink()
+    commit.write_json(
+        root / "step-8" / "manifest.json", {**body, "digest": commit._own_digest(body)}
+    )
+    with pytest.raises(CheckpointError, match=r"manifest\.json|not part of this checkpoint"):
+        open_checkpoint(root / "step-8")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda scale: scale.update(shape=[2]),
+        lambda scale: scale["states"]["fp32"].update(dtype="BF16"),
+        lambda scale: scale["states"]["fp32"].update(dtype="I64"),
+        lambda scale: scale["states"]["fp32"]["pieces"][0].__setitem__(2, 2),
+        lambda scale: scale["states"]["fp32"]["pieces"].clear(),
+        lambda scale: scale.pop("states"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files_is_refused(root: Path, change: Any) -> None:
+    path = root / "step-8" / "index.json"
+    index = json.loads(path.read_text())
+    change(index["parameters"]["scale"])
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"step-8/(index|rank)"):
+        FragmentStore(root / "step-8").whole("scale")
+
+
+def test_sizes_alone_leave_out_the_weights_and_nothing_else(root: Path) -> None:
+    flip_a_middle_bit(root / "step-8" / FILES[0])
+    seen = newest(root, "recipe", verify="sizes")
+    assert seen is not None
+    assert seen.state == {"cursor": 64}
+    assert found_step(root) == 4
+    flip_a_middle_bit(root / "step-8" / "state.json")
+    seen = newest(root, "recipe", verify="sizes")
+    assert seen is not None
+    assert seen.step == 4
+
+
+def test_another_host_may_be_late_to_see_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shared file system shows rank 1 the newest folder only at its third look."""
+    looks = iter(range(1, sys.maxsize))
+    known = commit._problems_of
+
+    def problems_of(folder: Path, share: slice) -> list[str]:
+        late = threading.current_thread() in others and folder.name == "step-8"
+        return [f"{folder}: late"] if late and next(looks) < 3 else known(folder, share)
+
+    others: set[Any] = set()
+    monkeypatch.setattr(commit, "_problems_of", problems_of)
+
+    def act(ranks: ThreadRank) -> Any:
+        if ranks.rank() == 1:
+            others.add(threading.current_thread())
+        return newest(root, "recipe", ranks)
+
+    assert [found.step for found in on_ranks(2, act)] == [8, 8]
+
+
+def test_low_precision_is_kept_as_it_is(tmp_path: Path) -> None:
+    import torch
+    from safetensors import safe_open
+
+    held = {
+        "fp32": torch.randn(6),
+        "exp_avg": torch.randn(6).bfloat16(),
+        "exp_avg_sq": torch.randn(12).half()[::2],
+    }
+
+    class Low(FakeBackend):
+        def fragments(self) -> Iterator[Fragment]:
+            for key, tensor in held.items():
+                yield Fragment("weight", key, (2, 3), 0, tensor)
+
+    backend: Any = Low()
+    folder = save(tmp_path, Progress(1), backend, {}, "recipe", AloneHere())
+    store = open_checkpoint(folder).store()
+    for key, tensor in held.items():
+        assert store.read("weight", key, 1, 4).equal(tensor[1:5].float())
+    with safe_open(folder / FILES[0], framework="pt") as file:
+        found = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert set(found.values()) == {"F32", "BF16", "F16"}
+    assert (folder / FILES[0]).stat().st_size % 2 == 0
+
+
+@pytest.mark.parametrize("made", ["torch.zeros(2, 3)", "torch.zeros(6, dtype=torch.float64)"])
+def test_what_has_no_place_in_a_file_is_refused(tmp_path: Path, made: str) -> None:
+    import torch
+
+    tensors = {
+        "torch.zeros(2, 3)": torch.zeros(2, 3),
+        "torch.zeros(6, dtype=torch.float64)": torch.zeros(6, dtype=torch.float64),
+    }
+
+    class Odd(FakeBackend):
+        def fragments(self) -> Iterator[Fragment]:
+            yield Fragment("weight", "fp32", (2, 3), 0, tensors[made])
+
+    backend: Any = Odd()
+    with pytest.raises(CheckpointError, match=r"weight: 'fp32' is .*expected one dimension of"):
+        save(tmp_path, Progress(1), backend, {}, "recipe", AloneHere())
+
+
+def test_ranks_that_differ_in_dtype_do_not_join() -> None:
+    one = Piece("w", "exp_avg", (4,), 0, 2, DTYPES["float32"], "a")
+    two = Piece("w", "exp_avg", (4,), 2, 2, DTYPES["bfloat16"], "b")
+    with pytest.raises(CheckpointError, match=r"do not join: .*F32.*BF16"):
+        make_index([one, two])
+
+
+def test_pruning_counts_sound_ones_alone(root: Path) -> None:
+    save_step(root, 12)
+    cut_by_a_byte(root / "step-8" / FILES[0])
+    prune(root, keep=2, newest=12)
+    assert (root / "step-4").is_dir()
+    # Nothing goes where the newest itself is not there whole.
+    cut_by_a_byte(root / "step-12" / FILES[0])
+    prune(root, keep=1, newest=12)
+    assert (root / "step-4").is_dir()
+    assert found_step(root) == 4
+
+
+def test_pruning_spares_what_stays_for_ever(root: Path) -> None:
+    for step in (12, 16, 20):
+        save_step(root, step)
+    prune(root, keep=1, newest=20, keep_every=8)
+    assert sorted(entry.name for entry in root.glob("step-*")) == ["step-16", "step-20", "step-8"]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, r"no space \(No space left on device\): \d+ bytes needed, \d+ bytes free"),
+        (errno.EDQUOT, r"no space \(Disk quota exceeded\): \d+ bytes needed, \d+ bytes free"),
+        (errno.EFBIG, r"no space \(File too large\): \d+ bytes needed.*ulimit -f"),
+        (errno.EROFS, r"not to be written \(Read-only file system\).*make the folder writable"),
+        (errno.EACCES, r"not to be written \(Permission denied\)"),
+        (errno.EIO, r"Input/output error: \d+ bytes needed, \d+ bytes free"),
+    ],
+)
+def test_a_disk_that_will_not_says_why_and_how_much(
+    root: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(commit, "_write_all", refuse)
+    with pytest.raises(DiskError, match=words) as caught:
+        save_step(root, 12)
+    assert FILES[0] in str(caught.value)
+    monkeypatch.undo()
+    assert found_step(root) == 8
+    assert not leftovers(root)
+
+
+def test_a_disk_without_names_left_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoNames:
+        f_files, f_favail = 100, 0
+        f_bavail = f_bfree = f_blocks = f_frsize = 4096
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(commit, "_write_all", refuse)
+    monkeypatch.setattr(os, "statvfs", lambda _: NoNames())
+    with pytest.raises(DiskError, match=r"no space for another file .*delete small files"):
+        save_step(root, 12)
+
+
+@pytest.mark.parametrize("number", range(1, 12))
+def test_a_disk_that_fills_up_at_any_write(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    calls = iter(range(1, sys.maxsize))
+    write = commit._write_all
+
+    def some(file: Any, rest: memoryview) -> None:
+        if next(calls) >= number:
+            file.write(rest[: len(rest) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, rest)
+
+    monkeypatch.setattr(commit, "_write_all", some)
+    with pytest.raises(DiskError, match="no space"):
+        save_step(root, 12)
+    monkeypatch.undo()
+    assert found_step(root) == 8
+    assert not leftovers(root)

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.faults import judge, scene
 from benchmarks.faults.draw import Drawn, draw
-from benchmarks.faults.supervise import Played, Supervisor, facts
+from benchmarks.faults.supervise import WARNING_SECONDS, Played, Supervisor, facts
 from tests.warm import WarmWorkers
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
@@ -20,9 +20,14 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
 
 
 class Campaign:
-    """Plays runs in ``place``; controls are kept there for the next sitting."""
+    """Plays runs in ``place``; controls are kept there for the next sitting.
 
-    def __init__(self, place: Path, seed: int) -> None:
+    Attributes:
+        warning: as the supervisor's.
+    """
+
+    def __init__(self, place: Path, seed: int, warning: float = WARNING_SECONDS) -> None:
+        self.warning = warning
         self._place = place
         self._seed = seed
         self._lock = threading.Lock()
@@ -45,7 +50,9 @@ class Campaign:
         name = f"run-{self._seed}-{drawn.number}"
         try:
             control = self.control(drawn, workers)
-            played = Supervisor(workers, self.prepared, self._place / "runs").play(drawn, name)
+            place = self._place / "runs"
+            supervisor = Supervisor(workers, self.prepared, place, self.warning)
+            played = supervisor.play(drawn, name)
             told |= self._judged(drawn, played, control)
         except Exception:
             told["error"] = traceback.format_exc()[-2000:]

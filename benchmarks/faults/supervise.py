@@ -16,7 +16,8 @@ from launcher.outcome import explain, read_outcomes
 from launcher.run_folder import RunFolder
 from tests.warm import Ended, Handle, WarmWorkers
 
-ATTEMPTS = 8
+ATTEMPTS = 5
+"""Starts that may follow the last fault."""
 TIMEOUT_SECONDS = 120.0
 # deepspeed's launcher looks once a second which process has ended, and ends the others then.
 WARNING_SECONDS, GRACE_SECONDS = 1.0, 6.0
@@ -71,8 +72,12 @@ class Played:
 class Supervisor:
     """Starts a run's ranks until it finishes, as a person or a queue would."""
 
-    def __init__(self, workers: WarmWorkers, prepared: Path, place: Path) -> None:
+    def __init__(
+        self, workers: WarmWorkers, prepared: Path, place: Path, warning: float = WARNING_SECONDS
+    ) -> None:
+        """Set up; ``warning``: seconds from a rank's death to the SIGTERM that the others get."""
         self._workers = workers
+        self._warning = warning
         self._prepared = prepared
         self._place = place
 
@@ -83,7 +88,7 @@ class Supervisor:
         folder.mkdir(parents=True)
         played = Played(folder, [], finished=False)
         now = scene.Now(drawn.setup.world, drawn.setup.stage, hang_after=drawn.hang_after)
-        for number in range(ATTEMPTS):
+        for number in range(len(drawn.faults) + ATTEMPTS):
             fault = drawn.faults[number] if number < len(drawn.faults) else None
             values = scene.recipe(self._prepared, folder, drawn.setup, now)
             (folder / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -115,7 +120,7 @@ class Supervisor:
             attempt.world,
             {"ONWARD_FAULT": attempt.inject, "ONWARD_FAULT_LOG": str(log)},
             GRACE_SECONDS,
-            WARNING_SECONDS,
+            self._warning,
         )
         ended = self._wait(attempt, handle)
         finished = time.time()

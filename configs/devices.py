@@ -20,12 +20,14 @@ class Device:
         title: for people.
         memory: bytes, as ``torch.cuda.get_device_properties`` tells; of a CPU: one rank's share.
         is_cpu: its memory is the host's.
+        host: bytes of the host's memory that one rank may use; None: not known.
     """
 
     name: str
     title: str
     memory: int
     is_cpu: bool = False
+    host: int | None = None
 
 
 def _gpu(name: str, title: str, gib: float) -> Device:

@@ -16,6 +16,7 @@ RESERVED = GIB
 """Of each device: the driver's context, communication and kernels' workspaces."""
 FRAGMENTED = 0.07
 """Of what is left: lost between the allocator's blocks."""
+_OF_HOST = 0.8
 _BUCKET = 500_000_000
 _WORTH_STAGE_3 = 2_000_000_000
 _MOST_RANKS = 4096
@@ -69,6 +70,12 @@ def usable(device: Device) -> int:
     return int((device.memory - RESERVED) * (1 - FRAGMENTED))
 
 
+def fits(need: Memory, device: Device) -> bool:
+    """Whether a rank has that much, and its host so much of what is moved there."""
+    on_host = device.host is None or need.host <= _OF_HOST * device.host
+    return need.peak <= usable(device) and on_host
+
+
 def options(job: Job, device: Device) -> Iterator[Option]:
     """What ``auto`` may choose from, the fastest first."""
     if job.backend == "plain":
@@ -102,7 +109,7 @@ def choose(job_of: JobOf, split: Split, device: Device) -> Option:
     room = usable(device)
     found = list(options(job_of(split), device))
     for option in found:
-        if option.memory.peak <= room:
+        if fits(option.memory, device):
             return option
     least = min(found, key=lambda option: option.memory.peak)
     msg = (
@@ -117,25 +124,25 @@ def choose(job_of: JobOf, split: Split, device: Device) -> Option:
 def _what_would(job_of: JobOf, split: Split, device: Device) -> str:
     """Of smaller micro-batches, recomputing and more ranks: what makes it fit by itself."""
 
-    def fits(changed: Split) -> bool:
-        return any(o.memory.peak <= usable(device) for o in options(job_of(changed), device))
+    def would(changed: Split) -> bool:
+        return any(fits(option.memory, device) for option in options(job_of(changed), device))
 
     global_rows = job_of(split).accumulation * split.micro_batch * split.world
     found = []
     smaller = [n for n in range(split.micro_batch - 1, 0, -1) if split.micro_batch % n == 0]
-    if rows := next((n for n in smaller if fits(replace(split, micro_batch=n))), None):
+    if rows := next((n for n in smaller if would(replace(split, micro_batch=n))), None):
         found.append(f"train_micro_batch_size_per_gpu: {rows}")
-    if split.recomputed_every != 1 and fits(replace(split, recomputed_every=1)):
+    if split.recomputed_every != 1 and would(replace(split, recomputed_every=1)):
         found.append("activation_checkpointing: {every: 1}")
     elif split.recomputed_every != 1 and smaller:
         least = replace(split, micro_batch=1, recomputed_every=1)
-        if not found and fits(least):
+        if not found and would(least):
             found.append(
                 "train_micro_batch_size_per_gpu: 1 with activation_checkpointing: {every: 1}"
             )
     more = (n for n in range(split.world + 1, min(_MOST_RANKS, global_rows) + 1))
     possible = (n for n in more if global_rows % (n * split.micro_batch) == 0)
-    if ranks := next((n for n in possible if fits(replace(split, world=n))), None):
+    if ranks := next((n for n in possible if would(replace(split, world=n))), None):
         found.append(f"{ranks} ranks")
     if not found:
         return "neither a smaller micro-batch nor recomputing nor more ranks would make it fit"
@@ -161,7 +168,7 @@ def warning(job: Job, zero: Mapping[str, Any], device: Device) -> str | None:
     if zero.get("stage") != 3 or job.weights.all >= _WORTH_STAGE_3:
         return None
     lower = (o for o in options(job, device) if int(o.zero["stage"]) < 3)
-    fitting = next((o for o in lower if o.memory.peak <= usable(device)), None)
+    fitting = next((o for o in lower if fits(o.memory, device)), None)
     if fitting is None:
         return None
     return (

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from configs.deepspeed_json import AUTO, precision, read_deepspeed
@@ -153,11 +154,14 @@ def _this_device() -> Device:
     from engine import distributed
 
     here = distributed.device()
+    share = host_memory() // int(os.environ.get("LOCAL_SIZE", distributed.world()))
     if here.type == "cpu":
-        share = host_memory() // int(os.environ.get("LOCAL_SIZE", distributed.world()))
         own = Device("cpu", "the CPU", share, is_cpu=True)
     else:
         found = torch.cuda.get_device_properties(here)
-        own = Device(here.type, found.name, found.total_memory)
+        own = Device(here.type, found.name, found.total_memory, host=share)
     every: list[Device] = distributed.all_gather_object(own)
-    return min(every, key=lambda device: device.memory)
+    return replace(
+        min(every, key=lambda device: device.memory),
+        host=min((device.host for device in every if device.host), default=None),
+    )

@@ -113,7 +113,7 @@ class _Planner:
         best, trouble = _best(jobs, split, device)
         picked = given or best
         facts["memory"] = [
-            _row(option, room, picked=picked is not None and option.zero == picked.zero)
+            _row(option, device, picked=picked is not None and option.zero == picked.zero)
             for option in _options(job, device, given, best)
         ]
         if given is not None:
@@ -247,7 +247,7 @@ def _options(job: Job, device: Device, given: Option | None, best: Option | None
     return sorted([*others, given], key=lambda option: int(option.zero.get("stage", 0)))
 
 
-def _row(option: Option, room: int, *, picked: bool) -> dict[str, Any]:
+def _row(option: Option, device: Device, *, picked: bool) -> dict[str, Any]:
     need = option.memory
     return {
         "zero": option.title,
@@ -256,7 +256,7 @@ def _row(option: Option, room: int, *, picked: bool) -> dict[str, Any]:
         "update": need.update,
         "peak": need.peak,
         "host": need.host,
-        "fits": need.peak <= room,
+        "fits": choosing.fits(need, device),
         "picked": picked,
     }
 
@@ -267,7 +267,7 @@ def _judged(
     """What is to be said of settings that the recipe names itself."""
     room = choosing.usable(device)
     facts: dict[str, Any] = {"pick": f"the recipe asks for {given.title}"}
-    if given.memory.peak > room:
+    if not choosing.fits(given.memory, device):
         need = f"{given.title} needs {choosing.gib(given.memory.peak)} of {choosing.gib(room)} GiB"
         facts["error"] = f"{need}; {best.title} fits" if best else trouble
     elif told := choosing.warning(job, given.zero, device):

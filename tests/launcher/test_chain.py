@@ -363,3 +363,39 @@ def test_what_a_killed_run_left_under_temporary_names_goes(tmp_path: Path) -> No
     (folder / ".discarded-b-17").mkdir()
     run(recipe(tmp_path), "b")
     assert {path.name for path in folder.rglob(".*")} == {".lock"}
+
+
+def test_going_on_with_another_share_of_the_work_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Write, "REDRAWN", frozenset({"rows at once"}))
+    toy, folder = recipe(tmp_path), RunFolder(tmp_path / "run")
+
+    def begin(**facts: str | int) -> list[str]:
+        caplog.clear()
+        monkeypatch.setattr(Write, "shared_out", lambda self, ranks: facts | {"of": ranks})
+        chain.enter(toy, folder, "a", workers=Workers(processes=2, threads=None))
+        return caplog.messages
+
+    assert begin(tool="x", stage=2) == []
+    assert begin(tool="x", stage=2) == []
+    (told,) = begin(tool="x", stage=3)
+    assert "a: begun with stage 2, goes on with stage 3: its losses" in told
+    assert told.endswith("to rounding, not bit for bit")
+    (told,) = begin(tool="y", **{"rows at once": 4})
+    assert "begun with tool x, stage 2, no rows at once, goes on with tool y, no stage" in told
+    assert told.endswith("not bit for bit; dropout falls elsewhere")
+    assert begin(tool="x", stage=2) == []
+
+
+def test_a_stage_may_say_what_of_its_config_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def facts(self: Write) -> dict[str, Any]:
+        return {"kind": self.kind, "tool": {"length": len(self.text)}}
+
+    monkeypatch.setattr(Write, "keyed_facts", facts)
+    run(recipe(tmp_path))
+    assert run(recipe(tmp_path, b={"text": "9"}))[1] == "b: done already"
+    with pytest.raises(CheckpointError, match=r"tool\.length: 1 -> 2"):
+        run(recipe(tmp_path, b={"text": "99"}))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import OnwardError, ResourceError
+from configs.errors import CheckpointError, OnwardError, ResourceError
 from engine.protocols import Fragment
 
 if TYPE_CHECKING:
@@ -77,13 +77,8 @@ class HostMemory:
             return self._take(source)
         except OnwardError as error:
             return Failed(error)
-        except (MemoryError, RuntimeError) as error:  # torch's allocators raise the latter
-            held = self._plain.size + self._pinned.size
-            msg = (
-                f"no host memory for a copy of the state, {held} bytes of it are there: {error}; "
-                "use checkpoint.mode: sync, which needs none"
-            )
-            return Failed(ResourceError(msg))
+        except Exception as error:  # whatever it is, all ranks are to hear of it together
+            return Failed(CheckpointError(f"copy of the state: {type(error).__name__}: {error}"))
 
     def _take(self, source: "Source") -> Snapshot:
         self._plain.rewind()
@@ -166,6 +161,14 @@ class _Arena:
                 return block[start : start + size]
             self._block += 1
             self._used = 0
-        made = torch.empty(max(size, _BLOCK), dtype=torch.uint8, pin_memory=self.is_pinned)
+        wanted = max(size, _BLOCK)
+        try:
+            made = torch.empty(wanted, dtype=torch.uint8, pin_memory=self.is_pinned)
+        except (MemoryError, RuntimeError) as error:  # torch's allocators raise the latter
+            msg = (
+                f"no host memory for a copy of the state: {self.size} bytes of it are there, "
+                f"{wanted} more needed: {error}; use checkpoint.mode: sync, which needs none"
+            )
+            raise ResourceError(msg) from error
         self._blocks.append(made)
         return self.room(size)

@@ -47,8 +47,11 @@ def train(run: Run, progress: Progress | None = None) -> Progress:
 
 
 def _end_if_asked(run: Run, progress: Progress) -> None:
-    """Preempted, if that was agreed on before the last step's hooks ended."""
-    if run.stop and run.stop.is_agreed and progress.step < run.steps:
+    """Preempted, if that was agreed on before a step's hooks ended, be it the last one.
+
+    Then a measurement may have been broken off, which the next start makes good.
+    """
+    if run.stop and run.stop.is_agreed:
         saved = ", its state saved" if progress.step else ""
         msg = (
             f"stopped after step {progress.step} of {run.steps}{saved}; "

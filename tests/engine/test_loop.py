@@ -1,12 +1,13 @@
 """The loop: order of events, endings, the mean of a step, and dropout keyed by the step."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from configs.errors import DataError
+from configs.errors import DataError, Preempted
 from engine.backends import Plain
 from engine.loop import train, train_step
 from engine.optimization import AdamW, Constant
@@ -126,3 +127,32 @@ def test_loss_falls_on_one_batch(tmp_path):
     before = float(backend.evaluate(batch).total)
     train(Run(backend, iter([[batch]] * 15), Constant(), 3e-3, 15, 0))
     assert float(backend.evaluate(batch).total) < 0.5 * before
+
+
+class AskedInHooks:
+    """All ranks agree to stop while a step's hooks run."""
+
+    def __init__(self, pages: list[str], page: str) -> None:
+        self._pages = pages
+        self._page = page
+
+    @property
+    def is_agreed(self) -> bool:
+        return self._page in self._pages
+
+    def begin(self) -> None:
+        pass
+
+    def agreed(self) -> bool:
+        return self.is_agreed
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_stop_in_the_hooks_of_any_step_ends_the_run_after_them(step: int) -> None:
+    pages: list[str] = []
+    asked = replace(
+        run_of([Diary("a", pages), Diary("b", pages)]), stop=AskedInHooks(pages, f"a {step}")
+    )
+    with pytest.raises(Preempted, match=f"after step {step} of 3, its state saved"):
+        train(asked)
+    assert pages[-3:] == [f"b {step}", f"b ends at {step}", f"a ends at {step}"]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TIMES = frozenset({"seconds", "tokens_per_second", "mfu"})
-"""Keys of what differs between two runs of the same steps."""
+APART = frozenset({"seconds", "tokens_per_second", "mfu", "is_owed"})
+"""Keys of what differs between two runs of the same steps: times, and that a measurement was put
+off, which is judged by the file of measurements."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _state_digest(found: Any) -> tuple[str, dict[str, float]]:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _timeless(inner) for key, inner in value.items() if key not in TIMES}
+        return {key: _timeless(inner) for key, inner in value.items() if key not in APART}
     return [_timeless(inner) for inner in value] if isinstance(value, list) else value
 
 
@@ -200,5 +201,8 @@ def _largest(ours: Sequence[Sequence[float]], control: Sequence[Sequence[float]]
     """Largest relative difference of a step's loss; None if they are not the same steps."""
     if [line[0] for line in ours] != [line[0] for line in control]:
         return None
+    # A skipped step has no loss.
     pairs = [(a[1], b[1]) for a, b in zip(ours, control, strict=True)]
-    return max(abs(a - b) / abs(b) for a, b in pairs)
+    if any((a is None) != (b is None) for a, b in pairs):
+        return None
+    return max((abs(a - b) / abs(b) for a, b in pairs if b is not None), default=0.0)

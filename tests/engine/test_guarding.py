@@ -2,6 +2,7 @@
 
 import json
 from math import inf, isfinite, nan
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from engine.averaging import MovingAverage
 from engine.guarding import Bounds, GuardConfig, Median
+from tests.engine import guard_worker as worker
 
 numbers = st.floats(0.01, 1e6)
 
@@ -93,3 +96,17 @@ def test_without_ratios_only_what_is_not_finite_is_out_of_bounds() -> None:
 def test_bounds_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         GuardConfig.model_validate(wrong)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_plain_torch_skips_and_averages(tmp_path: Path, precision: str) -> None:
+    """As on several ranks, which have a test of their own."""
+    backend = worker.backend_of(precision, MovingAverage(decay=worker.DECAY).build())
+    initial = worker.save(backend)
+    assert all(worker.resume(backend, initial)["again"].values())
+    worker.load_into(backend, initial, 0)
+    found = worker.skip(backend, tmp_path / "skipped.jsonl")
+    assert found["skipped"] == list(worker.BAD)
+    assert found["equals the control"]
+    assert found["finite"]
+    assert found["gap of the average"] < 1e-6

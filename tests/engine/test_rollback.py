@@ -124,6 +124,15 @@ def test_a_run_that_dies_around_a_rollback_ends_alike(
     assert lines(rolled_back, "skipped.jsonl") == lines(tmp_path, "skipped.jsonl")
 
 
+def test_checkpoints_behind_the_training_are_there_before_a_rollback_deletes_them(
+    place: Path, rolled_back: Path, tmp_path: Path
+) -> None:
+    policy = {"every": 2, "keep": 1, "mode": "async"}
+    slow = "sleep@checkpoint.rename:step=10,seconds=1"
+    go(guarded(place, checkpoint=policy), tmp_path, f"{SPIKES};{slow}")
+    require_same(rolled_back, tmp_path)
+
+
 def test_single_steps_are_skipped_and_a_taken_one_ends_the_row(place: Path, tmp_path: Path) -> None:
     go(guarded(place), tmp_path, "nan@loss:step=0;nan@loss:step=1;nan@loss:step=5")
     told = lines(tmp_path, "skipped.jsonl")

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from configs import deepspeed_facts
-from configs.deepspeed_json import BatchPlan, offload_device, read_deepspeed, zero_stage
+from configs.deepspeed_json import AUTO, BatchPlan, offload_device, read_deepspeed, zero_stage
 from configs.errors import DataError, RecipeError
 from configs.schema import Config
 from configs.stage import Runs, StageConfig, StageContext
@@ -260,11 +260,12 @@ def assemble(stage: PretrainStage, context: StageContext) -> Parts:
     longest = stage.data.packing.longest_piece(stage.data.length)
     require_positions(learner.backbone, longest, "data")
     frozen = distributed.on_first(lambda: frozen_digest(learner))
+    stage = stage.model_copy(update={"backend": settled(stage, learner)})
     _economise(stage, learner)
     batches = stage.backend.plan(distributed.world())
     penalties = [penalty.build() for penalty in stage.penalties]
     average = stage.averaging.build() if stage.averaging else None
-    backend = settled(stage, learner).build(learner, stage.optimizer, penalties, seed, average)
+    backend = stage.backend.build(learner, stage.optimizer, penalties, seed, average)
     steps = stage.budget(stream.rows[0], batches.global_batch)
     stream.require_rows(steps * batches.global_batch)
     return Parts(stage, context, stream, objective, backend, batches, steps, seed, frozen)
@@ -280,8 +281,9 @@ def _economise(stage: PretrainStage, learner: "Learner") -> None:
 
 
 def _require_compilable(stage: PretrainStage) -> None:
-    if stage.compile is not None:
-        stage.compile.check(zero_stage(read_deepspeed(stage.backend.config)))
+    values = read_deepspeed(stage.backend.config)
+    if stage.compile is not None and values.get("zero_optimization") != AUTO:
+        stage.compile.check(zero_stage(values))
 
 
 def _require_word_starts(objective: ObjectiveConfig, reader: RowReader) -> None:
@@ -611,10 +613,12 @@ def _weights_key(stage: PretrainStage, weights: Weights, there: Sequence[str]) -
     """Under which key the weights stand in a checkpoint that has the states ``there``."""
     from engine.checkpoint.store import WEIGHT
 
-    # Before the first step that is taken there is no optimizer state: the average is the weights.
-    if weights == "trained" or not there:
+    if weights == "trained":
         return WEIGHT
     if stage.averaging is None:
         msg = "the stage keeps no average of its weights: give it 'averaging', or ask for 'trained'"
         raise RecipeError(msg)
+    # Before the first step that is taken there is no optimizer state: the average is the weights.
+    if not there:
+        return WEIGHT
     return stage.averaging.build().keys[0]

@@ -274,13 +274,16 @@ def export(
     step: Annotated[
         int | None, typer.Option(min=0, help="From the checkpoint after this step. Default: last.")
     ] = None,
+    weights: Annotated[
+        Literal["trained", "average"], typer.Option(help="The weights, or their running average.")
+    ] = "trained",
     as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
 ) -> None:
     """Write a Hugging Face folder from a checkpoint, loaded back and compared."""
     from launcher.inspection import export_from
 
     with _stdout_kept_clean():
-        facts = export_from(run_folder, folder, stage, step)
+        facts = export_from(run_folder, folder, stage, step, weights)
     _answer(facts, as_json)
 
 

@@ -11,7 +11,7 @@ from launcher.run_folder import RunFolder, Status, read_json
 
 if TYPE_CHECKING:
     from configs.stage import StageContext
-    from engine.assemble import PretrainStage
+    from engine.assemble import PretrainStage, Weights
     from launcher.recipe import Recipe
 
 
@@ -177,12 +177,16 @@ def describe_run(run: RunFolder) -> dict[str, Any]:
 
 
 def export_from(
-    folder: Path, target: Path, stage_name: str | None, step: int | None
+    folder: Path,
+    target: Path,
+    stage_name: str | None,
+    step: int | None,
+    weights: "Weights" = "trained",
 ) -> dict[str, Any]:
     """A model of a run as a Hugging Face folder, loaded back and compared.
 
     Raises:
-        RecipeError: no such pretraining stage.
+        RecipeError: no such pretraining stage, or it keeps no average of its weights.
         CheckpointError: no such checkpoint, a damaged one, or one of another recipe.
     """
     from engine.assemble import PretrainStage, export_step
@@ -202,5 +206,6 @@ def export_from(
         msg = f"{context.folder / 'checkpoints'}: no checkpoint yet; run stage {name} first"
         raise CheckpointError(msg)
     chosen = found.step if step is None else step
-    fingerprint = export_step(stage, context, chosen, target)
-    return {"folder": str(target), "stage": name, "step": chosen, "fingerprint": fingerprint}
+    fingerprint = export_step(stage, context, chosen, target, weights)
+    facts = {"folder": str(target), "stage": name, "step": chosen, "weights": weights}
+    return facts | {"fingerprint": fingerprint}

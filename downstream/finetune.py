@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, StringConstraints, field_validator
 
 from configs import deepspeed_facts
-from configs.deepspeed_json import read_deepspeed
+from configs.deepspeed_json import AUTO, read_deepspeed
+from configs.errors import RecipeError
 from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline.example import Example
 from data_pipeline.randomness import keyed
@@ -97,6 +98,12 @@ class FinetuneStage(StageConfig):
         """Task, models and the batch split against one another."""
         self.backend.check()
         self.backend.plan(1)
+        if read_deepspeed(self.backend.config).get("zero_optimization") == AUTO:
+            msg = (
+                f"stage {context.name}: backend.config: zero_optimization 'auto' is worked out for "
+                "pretraining alone; name a ZeRO stage here"
+            )
+            raise RecipeError(msg)
         if context.is_made(self.task):
             TaskData.open(context.locate(self.task))
             read_json(context.locate(self.task) / "card.json")

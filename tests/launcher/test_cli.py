@@ -14,7 +14,7 @@ from launcher.environment import PROJECT
 from launcher.recipe import RECIPES, SCHEMA, load_recipe, schema_text
 
 VERBS = [
-    *("quickstart", "check", "run", "order", "inspect", "adopt", "export-shards", "export"),
+    *("quickstart", "check", "plan", "run", "order", "inspect", "adopt", "export-shards", "export"),
     *("report", "board"),
 ]
 

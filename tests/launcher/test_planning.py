@@ -28,7 +28,7 @@ def test_models_that_are_not_made_yet_have_the_shape_they_will_have(tmp_path: Pa
     base, dapt, tapt, alone = entries(tmp_path)
     assert [base["stage"], dapt["stage"], tapt["stage"]] == ["base", "dapt", "tapt"]
     assert len({e["parameters"] for e in (base, dapt, tapt, alone)}) == 1
-    assert base["notes"] == ["counted with all 8192 tokens that stage prepare may make"]
+    assert base["notes"] == ["the vocabulary has the 8192 tokens that stage prepare may make"]
     assert (base["steps"], base["tokens"]) == (480, 480 * 32 * 128)
     assert "steps" not in tapt
     # fp32 weights and two moments; one more than are kept while the next is written.

@@ -144,7 +144,13 @@ def check(
 )
 def plan(
     recipe: RecipeFile,
-    words: Words = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="STAGE|KEY=VALUE",
+            help="Pretraining stages (none: all), and settings such as stages.base.steps=200.",
+        ),
+    ] = None,
     hosts: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpus_per_host: Annotated[int, typer.Option(min=1, help="Ranks on each of them.")] = 1,
     device: Annotated[

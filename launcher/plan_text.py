@@ -51,8 +51,9 @@ def _budget(entry: Mapping[str, Any]) -> str:
 
 
 def _memory(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    width = max(len(row["zero"]) for row in rows)
-    yield f"  memory, GiB a rank{'':<{max(0, width - 14)}}    rest    pass  update    host"
+    width = max(16, *(len(row["zero"]) for row in rows))
+    columns = "".join(f"{key:>8}" for key in ("rest", "pass", "update", "host"))
+    yield f"{'  memory, GiB a rank':<{width + 4}}{columns}"
     for row in rows:
         numbers = "".join(f"{_gib(row[key]):>8}" for key in ("rest", "pass", "update", "host"))
         fits = "fits" if row["fits"] else "does not fit"

@@ -5,6 +5,10 @@ a resumed run computes the same bits. What varies from batch to batch, the numbe
 symbolic from the first batch on, and told to the compiler by one made-up size.
 """
 
+import atexit
+import os
+import shutil
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import RecipeError, ResourceError
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 # The compiler plans for one target in so many tokens.
 _PLANNED = 4
 _ROWS_PLANNED = 8
+_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class Compilation(Config):
@@ -49,6 +54,7 @@ class Compilation(Config):
         from engine.isolation import first_position
 
         _require_compiler(distributed.device())
+        _own_folder()
         # Found before tracing, which cannot keep it.
         first_position(learner.backbone)
         compiled = torch.compile(
@@ -66,7 +72,8 @@ class _Compiled:
 
     def __call__(self, tensors: "Mapping[str, Tensor]") -> "tuple[Tensor, Tensor]":
         """As ``Learner.forward``; RecipeError if the model does not make one graph."""
-        from torch._dynamo.exc import Unsupported
+        from torch._dynamo.exc import BackendCompilerFailed, Unsupported
+        from torch._inductor.exc import InductorError
 
         _mark(tensors, any_rows=not self._learner.training)
         try:
@@ -75,7 +82,24 @@ class _Compiled:
             first = str(error).strip().splitlines()[0]
             msg = f"compile: this model cannot be compiled as one graph ({first}); remove compile"
             raise RecipeError(msg) from error
+        except (BackendCompilerFailed, InductorError) as error:
+            msg = (
+                f"compile: the compiler failed in {os.environ[_FOLDER]}: {error}; if an earlier "
+                "start was interrupted there, empty that folder; or remove compile"
+            )
+            raise ResourceError(msg) from error
         return answer
+
+
+def _own_folder() -> None:
+    """A folder for what is compiled, of this process alone, unless the environment names one.
+
+    An interrupted compiler leaves half a library behind, at which every later start would fail.
+    """
+    if _FOLDER not in os.environ:
+        folder = tempfile.mkdtemp(prefix="onward-compiled-")
+        os.environ[_FOLDER] = folder
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def _mark(tensors: "Mapping[str, Tensor]", *, any_rows: bool) -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from configs.errors import CheckpointError, DataError, RecipeError
+from configs.errors import CheckpointError, DataError, RecipeError, ResourceError
 from configs.stage import StageContext
 from data_pipeline.example import WORD_START
 from data_pipeline.shards import ShardWriter
 from data_pipeline.shards.manifest import read_manifest
 from data_pipeline.tokenization import tokenizer_record
+from engine import faults
 from engine.assemble import (
     Oversight,
     PretrainStage,
@@ -190,3 +191,46 @@ def test_masking_by_words_is_refused_on_shards_that_know_no_words(
     parts = assemble(validated, context(tmp_path / "validated"))
     with pytest.raises(DataError, match="bare: the objective's masking policy needs to know"):
         make_hooks(parts, Oversight.of(parts))
+
+
+def test_recomputing_layers_changes_no_bit_and_may_begin_half_way(
+    place: Path, whole: Path, tmp_path: Path
+) -> None:
+    resumed = interrupt(whole, tmp_path / "run")
+    recomputing = stage(place, activation_checkpointing={"every": 1})
+    assert "activation_checkpointing" in PretrainStage.UNKEYED
+    parts = assemble(recomputing, resumed)
+    model: Any = parts.backend.learner.backbone
+    assert all(layer.gradient_checkpointing for layer in model.bert.encoder.layer)
+    recomputing.run(resumed)
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed.folder)[name]), name
+
+
+def test_too_little_memory_is_explained(place: Path, tmp_path: Path) -> None:
+    faults.load("memory@forward:step=1")
+    try:
+        with pytest.raises(ResourceError) as caught:
+            stage(place).run(context(tmp_path / "run"))
+    finally:
+        faults.load("")
+    told = str(caught.value)
+    assert told.startswith("stage dapt: out of memory in 'forward' of step 2, rank 0")
+    assert "micro-batches of 4 rows x 24 tokens" in told
+    assert "1. DeepSpeed's train_micro_batch_size_per_gpu: 2 (now 4)" in told
+    assert "2. activation_checkpointing" in told
+
+
+def test_what_cannot_be_compiled_is_refused_before_anything_runs(
+    place: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "train_batch_size": 4,
+        "zero_optimization": {"stage": 3},
+        "zero_allow_untested_optimizer": True,
+    }
+    backend = {"name": "deepspeed", "config": settings}
+    stage(place, backend=backend).check(context(tmp_path / "run"))
+    with pytest.raises(RecipeError, match="compile: ZeRO stage 3"):
+        stage(place, backend=backend, compile={}).check(context(tmp_path / "run"))
+    assert stage(place, compile={}).keyed_facts() != stage(place).keyed_facts()

@@ -228,5 +228,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 
 def test_a_disk_error_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(ResourceError, match=r"metrics\.jsonl: Is a directory.*bytes (are )?free"):
-        JsonLines(tmp_path / "metrics.jsonl").append({"step": 1})
+    lines_of = JsonLines(tmp_path / "metrics.jsonl")
+    lines_of.append({"step": 1})
+    with pytest.raises(ResourceError, match=r"metrics\.jsonl: Is a directory.*bytes free"):
+        lines_of.sync()

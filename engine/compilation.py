@@ -56,11 +56,12 @@ class Compilation(Config):
         _require_compiler(distributed.device())
         _own_folder()
         # Found before tracing, which cannot keep it.
-        first_position(learner.backbone)
+        backbone: Any = learner.backbone
+        first_position(backbone)
         compiled = torch.compile(
             learner.forward, fullgraph=True, dynamic=False, options={"deterministic": True}
         )
-        learner.forward = _Compiled(compiled, learner)  # type: ignore[method-assign]
+        learner.forward = _Compiled(compiled, learner)
 
 
 class _Compiled:

@@ -110,7 +110,8 @@ def test_a_file_of_the_launchers_asks_all_ranks(
 ) -> None:
     launches = Launches(warm, data, tmp_path / "run", steps=2000, epochs=None)
     handle = launches.start()
-    until((launches.output / STAGE / "metrics.jsonl").exists)
+    metrics = launches.output / STAGE / "metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.stat().st_size)
     (launches.folder / "stop").write_text("SIGUSR1")
     ended = handle.wait(30)
     assert codes(ended) == [75, 75], ended[0].text

@@ -58,7 +58,7 @@ def test_the_same_command_goes_on_after_any_end(tmp_path: Path, operators: dict[
     metrics = output / STAGE / "metrics.jsonl"
     # As Slurm does it: every process gets the signal, deepspeed's own die of it.
     process = start(recipe, operators)
-    until(metrics.exists)
+    until(lambda: metrics.exists() and metrics.stat().st_size)
     for pid in processes_of(output):
         os.kill(pid, signal.SIGUSR1)
     said = process.communicate(timeout=120)[1]
@@ -85,7 +85,7 @@ def test_a_run_with_a_stopped_rank_ends_and_names_it(
     tmp_path: Path, operators: dict[str, str]
 ) -> None:
     output = tmp_path / "run"
-    recipe = write_recipe(make_data(tmp_path), output, hang_after=2.0)
+    recipe = write_recipe(make_data(tmp_path), output, hang_after=12.0)
     process = start(recipe, operators, ONWARD_FAULT="stop@backward:rank=1,step=6")
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 5, said

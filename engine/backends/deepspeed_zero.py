@@ -262,11 +262,13 @@ class DeepSpeedBackend:
         """Give back what DeepSpeed holds of the process; the backend cannot be used afterwards.
 
         Hooks, the model in a global list, torch's ``linear`` replaced by stage 3, and the group of
-        ranks of ``zero_hpz_partition_size``, which the next engine would silently take over.
+        ranks of ``zero_hpz_partition_size``, which the next engine would silently take over. At
+        stage 3 the learner's parameters are empty afterwards.
         """
         self._engine.destroy()
-        _release(self.learner)
+        _release(self._engine, self.learner)
         self._optimizer.state.clear()
+        self._optimizer.param_groups.clear()
         self._optimizer.permit = None
 
     def _fp16(self) -> Any:
@@ -381,8 +383,11 @@ def _require_device(values: Mapping[str, Any]) -> None:
         raise ResourceError(msg)
 
 
-def _release(learner: "nn.Module") -> None:
-    """Undo what a stage-3 engine changed for the whole process."""
+def _release(engine: Any, learner: "nn.Module") -> None:
+    """Undo what an engine of stage 3 changed for the whole process, and empty it.
+
+    Hooks that torch keeps where the garbage collector cannot see still point to its parts.
+    """
     import torch
     from deepspeed.runtime.zero import parameter_offload
     from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
@@ -393,6 +398,13 @@ def _release(learner: "nn.Module") -> None:
     if replaced is not None:
         torch.nn.functional.linear = replaced
     _forget_groups()
+    zero, engine.optimizer = engine.optimizer, None
+    if hasattr(zero, "parameter_offload"):
+        for parameter in learner.parameters():
+            vars(parameter).clear()
+            parameter.data = torch.empty(0)
+        for part in (zero.parameter_offload.param_coordinator, zero.parameter_offload, zero):
+            vars(part).clear()
 
 
 def _forget_groups() -> None:

@@ -121,12 +121,12 @@ def test_fp16_lowers_its_scale_and_resumes_it(answers):
 
 def test_norm_and_clipping_are_the_same_for_every_split(ask):
     found = ask("splits")
-    expected = cases.curve(cases.plain(worker.PULL, gradient_clipping=0.1), stop=2)
-    assert not np.allclose(expected, cases.curve(cases.plain(worker.PULL), stop=2), **FLOAT32)
+    expected = cases.curve(cases.plain(worker.PULL, gradient_clipping=0.1), stop=3)
+    assert not np.allclose(expected, cases.curve(cases.plain(worker.PULL), stop=3), **FLOAT32)
     for stage in range(4):
         for micro in (4, 1):
             same(found[f"fp32 {stage} {micro}"], expected, FLOAT32)
-    for micro in (4, 2, 1):
+    for micro in (4, 1):
         same(found[f"fp16 {micro}"], expected, HALF)
         assert found[f"scale {micro}"] == found["scale 4"]
     assert found["scale 4"]["loss_scale"]["cur_scale"] > 2**10
@@ -134,7 +134,8 @@ def test_norm_and_clipping_are_the_same_for_every_split(ask):
 
 def test_a_closed_backend_leaves_nothing_behind(ask):
     found = ask("one_after_another")
-    assert {value for key, value in found.items() if key.startswith("left")} == {0}
+    left = [value for key, value in found.items() if key.startswith("left")]
+    assert left == [[0, 0]] * 3
     assert found["linear"]
     for key in found:
         if key.startswith("curve"):

@@ -181,12 +181,12 @@ def splits(target: str) -> None:
                 usual = {"stage3_param_persistence_threshold": 100000} if stage == 3 else {}
                 values = settings(stage, micro=micro, zero=usual, gradient_clipping=0.1)
                 backend = zero(values, PULL)
-                answers[f"fp32 {stage} {micro}"] = curve(backend, 0, 2)
+                answers[f"fp32 {stage} {micro}"] = curve(backend, 0, 3)
                 backend.close()
         steady = {"enabled": True, "initial_scale_power": 10, "loss_scale_window": 1}
-        for micro in (4, 2, 1):
+        for micro in (4, 1):
             backend = zero(settings(2, micro=micro, gradient_clipping=0.1, fp16=steady), PULL)
-            answers[f"fp16 {micro}"] = curve(backend, 0, 2)
+            answers[f"fp16 {micro}"] = curve(backend, 0, 3)
             answers[f"scale {micro}"] = backend.extra_state()
             backend.close()
 
@@ -198,14 +198,16 @@ def one_after_another(target: str) -> None:
         for stage, more in ((3, {"zero_hpz_partition_size": 2}), (1, OFFLOAD), (3, OFFLOAD)):
             backend = zero(settings(stage, zero=more), PULL)
             answers[f"curve {stage} {next(iter(more))}"] = curve(backend, 0, 2)
-            watched = [backend, backend.learner, *backend.learner.parameters()]
-            watched += backend._state.partitions()
+            parameters = [weakref.ref(p) for p in backend.learner.parameters()]
+            cut = [getattr(p, "ds_tensor", None) for p in backend.learner.parameters()]
+            watched = [backend, *backend._state.partitions(), *filter(torch.is_tensor, cut)]
             left = [weakref.ref(each) for each in watched]
             backend.close()
-            del backend, watched
+            del backend, watched, cut
             gc.collect()
+            values = sum(p().numel() for p in parameters if p() is not None)
             alive = sum(ref() is not None for ref in left)
-            answers[f"left {stage} {next(iter(more))}"] = alive
+            answers[f"left {stage} {next(iter(more))}"] = [alive, values]
             answers["linear"] = torch.nn.functional.linear is linear
         answers["after"] = curve(plain(PULL), 0, 2)
 

@@ -13,6 +13,7 @@ import importlib
 import itertools
 import json
 import os
+import pkgutil
 import random
 import select
 import signal
@@ -37,22 +38,16 @@ _IMPORTED = (
     "torch",
     "deepspeed",
     # deepspeed.initialize imports it, and it the whole of torch's compiler.
-    "deepspeed.runtime.zero.muon.original_muon",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
     "transformers",
     "safetensors.torch",
     "torch.utils.tensorboard",
     *(f"transformers.models.{name}.modeling_{name}" for name in _MODELS),
     "peft",
-    "engine.assemble",
-    "engine.backends.deepspeed_zero",
-    "engine.backends.passes",
-    "engine.backends.zero_state",
-    "engine.hooks",
-    "engine.learner",
-    "engine.loop",
-    "engine.models",
-    "engine.objectives",
+    "cloudpickle",
+    "deepspeed.module_inject.auto_ep_layer",
     "launcher.recipe",
+    "launcher.chain",
     "launcher.worker",
 )
 
@@ -468,9 +463,15 @@ def warm_up() -> None:
     for name in _IMPORTED:
         importlib.import_module(name)
     import torch
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+    import engine
     from engine.backends.deepspeed_zero import build_operators
 
+    for found in pkgutil.walk_packages(engine.__path__, "engine."):
+        importlib.import_module(found.name)
+    # It compiles a thousand patterns at its first call.
+    get_checkpoint_conversion_mapping("bert")
     torch.set_num_threads(1)
     build_operators()
     # What is here stays in memory that the ranks share, as the collector never looks at it.

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from engine.learner import Learner
     from engine.out_of_memory import OutOfMemory
     from engine.protocols import Adaptation, Backend, Batch, Hook, Objective, Progress
-    from engine.stopping import Stopping
-    from engine.watchdog import Watchdog
 
 
 class ValidationConfig(Config):
@@ -300,39 +298,6 @@ def _require_tokenizer(sha256: str, stream: TokenStream) -> None:
         raise DataError(msg)
 
 
-@dataclass(frozen=True, slots=True)
-class Oversight:
-    """What may end a run before its last step: a request to stop, or that it hangs."""
-
-    stop: "Stopping"
-    watchdog: "Watchdog"
-
-    @classmethod
-    def of(cls, parts: Parts) -> "Oversight":
-        """Of all ranks; each of them calls it."""
-        from engine import distributed, watchdog
-        from engine.stopping import Stopping
-
-        context, backend = parts.context, parts.backend
-        # Without a launcher there is nobody who reads it but people.
-        folder = context.launch or context.folder / "launch"
-        distributed.on_first(lambda: watchdog.forget(folder))
-        stop = Stopping(context.stop)
-        dog = watchdog.Watchdog(
-            folder,
-            parts.stage.hang_after,
-            (backend.rank, backend.world),
-            context.stop.leave,
-            lambda: stop.has_lost_a_rank,
-        )
-        return cls(stop, dog)
-
-    def goes_on(self, step: int) -> bool:
-        """A turn of a validation begins; False, on all ranks, if the run is to end first."""
-        self.watchdog.enter("validation", step)
-        return not self.stop.agreed()
-
-
 def train_from_newest(parts: Parts) -> int:
     """Resume if there is a checkpoint, train to the end; returns the last step.
 
@@ -342,10 +307,11 @@ def train_from_newest(parts: Parts) -> int:
     """
     from engine import distributed, faults
     from engine.checkpoint import newest
+    from engine.oversight import Oversight
     from engine.protocols import Progress
     from engine.rollback import step_back
 
-    oversight = Oversight.of(parts)
+    oversight = Oversight.of(parts.context, parts.backend, parts.stage.hang_after)
     hooks = make_hooks(parts, oversight)
     root, key = parts.context.folder / "checkpoints", parts.context.key
     found = newest(root, key, distributed)
@@ -371,7 +337,7 @@ def _settle(hooks: Sequence["Hook"]) -> None:
 
 
 def _train(
-    parts: Parts, oversight: Oversight, hooks: Sequence["Hook"], progress: "Progress"
+    parts: Parts, oversight: "Oversight", hooks: Sequence["Hook"], progress: "Progress"
 ) -> int:
     """From ``progress`` to the last step; RollBack, on all ranks, if the guard asks for it."""
     from engine.batches import Batches
@@ -447,7 +413,7 @@ def restore(
     return found.restore(parts.backend)
 
 
-def make_hooks(parts: Parts, oversight: Oversight) -> list["Hook"]:
+def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     """Checkpoints come last: what is saved is what the others have seen."""
     from engine import frozen
     from engine.hooks import CheckpointHook, MetricsHook, Origin, TensorBoardHook, Throughput
@@ -512,7 +478,7 @@ def _stragglers(parts: Parts, board: "TensorBoardHook") -> list["Hook"]:
     return [Stragglers(path, hosts, every, parts.steps, [board])]
 
 
-def _validation(parts: Parts, oversight: Oversight, board: "TensorBoardHook") -> list["Hook"]:
+def _validation(parts: Parts, oversight: "Oversight", board: "TensorBoardHook") -> list["Hook"]:
     from engine.hooks import ValidationHook
 
     asked = parts.stage.validation

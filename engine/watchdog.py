@@ -203,9 +203,9 @@ class Watchdog:
 
 
 def alive() -> None:
-    """The main thread makes progress within a long phase, such as a file that it writes."""
+    """There is progress within a long phase: a part of a file that the main thread waits for."""
     dog = Watchdog._at_work
-    if dog is not None and threading.current_thread() is threading.main_thread():
+    if dog is not None:
         dog._lives += 1
 
 

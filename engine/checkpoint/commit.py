@@ -18,6 +18,7 @@ from typing import Any
 import xxhash
 
 from configs.errors import CheckpointError
+from engine import watchdog
 from engine.checkpoint.disk import retried
 
 MANIFEST = "manifest.json"
@@ -56,6 +57,7 @@ def _write_once(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
             digest.update(chunk)
             size += len(chunk)
             _write_all(file, memoryview(chunk))
+            watchdog.alive()
         os.fsync(file.fileno())
     return FileRecord(path.name, size, digest.hexdigest())
 
@@ -268,6 +270,7 @@ def _digest(path: Path) -> str:
     with path.open("rb", buffering=0) as opened:
         while block := opened.read(_BLOCK):
             digest.update(block)
+            watchdog.alive()
     return digest.hexdigest()
 
 

@@ -18,7 +18,6 @@ from data_pipeline.shards.manifest import read_manifest
 from data_pipeline.tokenization import tokenizer_record
 from engine import faults
 from engine.assemble import (
-    Oversight,
     PretrainStage,
     assemble,
     build_learner,
@@ -27,6 +26,7 @@ from engine.assemble import (
 )
 from engine.checkpoint import FragmentStore
 from engine.frozen import frozen_digest
+from engine.oversight import Oversight
 from tests.engine import tiny
 
 
@@ -190,7 +190,7 @@ def test_masking_by_words_is_refused_on_shards_that_know_no_words(
     )
     parts = assemble(validated, context(tmp_path / "validated"))
     with pytest.raises(DataError, match="bare: the objective's masking policy needs to know"):
-        make_hooks(parts, Oversight.of(parts))
+        make_hooks(parts, Oversight.of(parts.context, parts.backend, 900.0))
 
 
 def test_recomputing_layers_changes_no_bit_and_may_begin_half_way(

@@ -62,7 +62,7 @@ def test_a_killed_rank_is_named_within_seconds(
 ) -> None:
     launches = Launches(warm, data, tmp_path / "run")
     # Ranks that were still there after twenty seconds would be killed.
-    ended = launches.run(f"kill@{point}rank=1")
+    ended = launches.run(f"kill@{point}{',' if ':' in point else ':'}rank=1")
     assert (ended[0].signal, ended[1].signal) == (None, 9), ended[0].text
     error = launches.explained([ended[1], ended[0]])
     assert isinstance(error, LaunchError)

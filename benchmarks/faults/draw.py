@@ -141,6 +141,8 @@ def draw(seed: int, number: int) -> Drawn:
     now, low = setup, 0
     # Where a loss is out of bounds on one rank, the same rank must be there in the control.
     kinds = {kind: often for kind, often in KINDS.items() if not (standing and kind in _REPLACING)}
+    if ";" in standing:
+        kinds |= {_kill_in_rollback: 12}
     for _ in range(rng.choice((1, 1, 2, 2, 3))):
         make = rng.choices(list(kinds), list(kinds.values()))[0]
         low = rng.randrange(low, setup.steps - 1)
@@ -181,6 +183,11 @@ def _kill_in_step(rng: random.Random, now: Setup, step: int) -> Fault:
 def _kill_in_save(rng: random.Random, now: Setup, _: int) -> Fault:
     where = _in_save(rng, now, (*SAVE_ANY_RANK, *SAVE_FIRST_RANK))
     return Fault("killed in a save", f"kill@{where}")
+
+
+def _kill_in_rollback(rng: random.Random, now: Setup, _: int) -> Fault:
+    where = f"{rng.choice(('rollback', 'rolled_back'))}:rank={rng.randrange(now.world)}"
+    return Fault("killed in a rollback", f"kill@{where}")
 
 
 def _kill_elsewhere(rng: random.Random, now: Setup, _: int) -> Fault:

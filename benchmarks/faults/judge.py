@@ -98,17 +98,30 @@ def _json_lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def progress_of(records: Path) -> tuple[list[int], int]:
-    """The steps that an attempt's training began after, and how many steps it took."""
-    starts: list[int] = []
-    steps = 0
-    for path in records.glob("*.jsonl"):
-        if not path.name.startswith("rank-"):
-            continue
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How an attempt went.
+
+    Attributes:
+        starts: the steps that its training began after; more than one where it was rolled back.
+        steps: how many steps it took.
+        last: the step that it came to.
+    """
+
+    starts: list[int]
+    steps: int
+    last: int
+
+
+def way_of(records: Path) -> Way:
+    """How the rank that came furthest went."""
+    found = [Way([], 0, 0)]
+    for path in records.glob("rank-*.jsonl"):
         lines = _json_lines(path)
-        starts = max(starts, [line["start"] for line in lines if "start" in line], key=len)
-        steps = max(steps, sum("step" in line for line in lines))
-    return starts, steps
+        starts = [line["start"] for line in lines if "start" in line]
+        came = [line.get("start", line.get("step")) for line in lines]
+        found.append(Way(starts, len(came) - len(starts), came[-1] if came else 0))
+    return max(found, key=lambda way: (len(way.starts), way.steps))
 
 
 def rows_trained_on(records: Sequence[Path]) -> dict[int, list[list[int]]]:

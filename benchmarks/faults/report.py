@@ -117,13 +117,14 @@ def _sum(runs: Sequence[Told], key: str) -> int:
 
 
 def _armed(runs: Sequence[Told]) -> int:
-    return sum(bool(a["inject"]) for told in runs for a in told.get("attempts", []))
+    return sum(bool(a["kind"]) for told in runs for a in told.get("attempts", []))
 
 
 def _kinds(runs: Sequence[Told]) -> Iterator[str]:
     yield (
         "A run counts in the row of each of its faults. Detected: seconds from the strike to the "
-        "end of the last rank. Lost: steps taken that the next start had to take again.\n"
+        "end of the last rank; one that stands still is given 6 s until the others notice, and 6 s "
+        "more until it is killed. Lost: steps taken that the next start had to take again.\n"
     )
     heads = ("runs", "struck", "as the control", "rows exact", "detected, median / most")
     yield f"| fault | {' | '.join(heads)} | lost, median / most |"
@@ -156,7 +157,7 @@ def _attempts(told: Told) -> Iterator[tuple[Told, Told | None]]:
 def _lost(hit: Told, after: Told | None) -> int | None:
     if after is None or not hit["started_at"] or not after["started_at"] or not hit["struck"]:
         return None
-    return int(hit["started_at"][-1] + hit["steps"] - after["started_at"][0])
+    return int(hit["last"] - after["started_at"][0])
 
 
 def _spread(values: Sequence[float], form: str) -> str:

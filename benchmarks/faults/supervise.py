@@ -52,6 +52,7 @@ class Attempt:
     orphans: int = 0
     started_at: list[int] = field(default_factory=list)
     steps: int = 0
+    last: int = 0
 
 
 @dataclass
@@ -130,8 +131,8 @@ class Supervisor:
         if attempt.struck and any(attempt.codes):
             attempt.detected = finished - attempt.struck[-1]["time"]
         attempt.orphans = _living(handle.pids)
-        starts, steps = judge.progress_of(records)
-        attempt.started_at, attempt.steps = starts, steps
+        way = judge.way_of(records)
+        attempt.started_at, attempt.steps, attempt.last = way.starts, way.steps, way.last
         for source in handle.logs:
             shutil.move(source, records / source.name)
         if any(attempt.codes):

@@ -74,7 +74,7 @@ def test_runs_are_drawn_by_seed_and_number():
     drawn = [draw(1, number) for number in range(300)]
     assert drawn == [draw(1, number) for number in range(300)]
     assert drawn != [draw(2, number) for number in range(300)]
-    assert len({fault.kind for run in drawn for fault in run.faults}) == len(KINDS)
+    assert len({fault.kind for run in drawn for fault in run.faults}) == len(KINDS) + 1
     assert {fault.damage for run in drawn for fault in run.faults} == {"", *DAMAGES}
     assert not any(run.standing and run.changes_sums for run in drawn)
 
@@ -98,7 +98,7 @@ def test_only_steps_that_nothing_undid_count(tmp_path: Path) -> None:
         2: [[0, 0, 20], [0, 0, 21]],
     }
     assert judge.rows_trained_on([first, second])[2] == [[0, 0, 7]]
-    assert judge.progress_of(first) == ([0], 3)
+    assert judge.way_of(first) == judge.Way([0], 3, 3)
     late = write_records(tmp_path / "3", 0, {"start": 5, "world": 1})
     with pytest.raises(RuntimeError, match="nobody took step 3"):
         judge.rows_trained_on([first, late])

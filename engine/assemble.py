@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from engine.hooks import GuardHook, TensorBoardHook
     from engine.learner import Learner
     from engine.out_of_memory import OutOfMemory
+    from engine.oversight import Oversight
     from engine.protocols import Adaptation, Backend, Batch, Hook, Objective, Progress
 
 

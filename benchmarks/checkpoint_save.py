@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.checkpoint_model import backend, trials
 
-PAIRS, TARGET = 6, 1.15
+PAIRS, TARGET = 12, 1.15
 FOLDER = "ONWARD_BENCHMARK_FOLDER"
 """Environment variable: where the checkpoints go; without it, the folder for temporary files."""
 

@@ -45,6 +45,8 @@ class Compilation(Config):
     def apply(self, learner: "nn.Module") -> None:
         """From now on the learner runs compiled; the first batch of either kind compiles.
 
+        The process uses torch's deterministic algorithms from here on, compiled or not.
+
         Raises:
             ResourceError: this machine has no compiler that torch can use.
         """
@@ -55,6 +57,10 @@ class Compilation(Config):
 
         _require_compiler(distributed.device())
         _own_folder()
+        # Else sums over a token's places would be added by whichever thread comes first: compiled
+        # that way when the flag is off, and run that way in the backward pass, on a CPU, too.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
         # Found before tracing, which cannot keep it.
         backbone: Any = learner.backbone
         first_position(backbone)

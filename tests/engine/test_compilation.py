@@ -1,8 +1,6 @@
 """A compiled learner: two graphs whatever the batches' sizes, eager's numbers, an exact resume."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,30 @@ from engine.activation_checkpointing import ActivationCheckpointing
 from engine.compilation import Compilation
 from engine.learner import Learner
 from tests.engine import tiny
-from tests.engine.compiled_worker import SIZES, batch, drive
 
-EXACT = {"rtol": 0, "atol": 0}
+# Documents of each row of a micro-batch: every step predicts another number of tokens.
+SIZES = (
+    ((9, 7), (24,), (5,), (8, 8, 8)),
+    ((24,), (3, 3), (4,), (5,)),
+    ((24,), (24,), (24,), (20,)),
+    ((3,), (4,), (5,), (6,)),
+    ((12, 12), (8, 8), (24,), (7,)),
+    ((10,), (9,), (8,), (7,)),
+)
+
+
+def batch(of: Learner, step: int, lengths: Any) -> dict[str, torch.Tensor]:
+    """The tensors of one micro-batch, a row for each entry of ``lengths``."""
+    rows = [tiny.example(10 * step + n, n % 2, some) for n, some in enumerate(lengths)]
+    return dict(of.objective.collate(rows, 5, 2).tensors)
+
+
+@pytest.fixture(autouse=True)
+def deterministic_here_alone():
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(mode=False)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 @pytest.fixture
@@ -61,7 +80,8 @@ def test_two_graphs_whatever_the_batches_and_what_they_compute(tmp_path, traced,
         torch.testing.assert_close(*losses)
     for found, expected in zip(learner.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad)
-    learner.eval(), plain.eval()
+    learner.eval()
+    plain.eval()
     with torch.no_grad():
         for step, lengths in enumerate(SIZES):
             tensors = batch(learner, step, lengths[: 4 - step % 3])
@@ -112,24 +132,50 @@ def test_what_is_compiled_lies_in_a_folder_of_the_process(monkeypatch):
     folder.rmdir()
 
 
-@pytest.mark.processes
-def test_a_resumed_run_computes_the_same_bits(tmp_path):
-    """Two processes, each compiling on its own: 6 steps, and 3 of them again from the third on."""
+def drive(folder: Path, first: int, *, compiled: bool = True) -> dict[str, Any]:
+    """Losses from ``first`` on and the weights at the end; those of half-way are kept on disk."""
+    learner = tiny.learner(folder, "gpt2_tiny", n_layer=1)
+    if first:
+        learner.load_state_dict(torch.load(folder / "saved.pt"))
+    if compiled:
+        Compilation().apply(learner)
+    losses = []
+    for step in range(first, len(SIZES)):
+        if step == len(SIZES) // 2 and not first and compiled:
+            torch.save(learner.state_dict(), folder / "saved.pt")
+        total, _ = learner(batch(learner, step, SIZES[step]))
+        total.backward()
+        losses.append(total.detach())
+        with torch.no_grad():
+            for parameter in learner.parameters():
+                parameter.sub_(parameter.grad, alpha=1e-3)
+        learner.zero_grad()
+    return {"losses": torch.stack(losses), "weights": learner.state_dict()}
+
+
+@pytest.fixture
+def forgetful(monkeypatch, tmp_path):
+    """Every compilation begins from nothing, as in a new process; libraries are kept by content."""
     kept = Path(os.environ.get("ONWARD_CACHE", tmp_path)) / "inductor"
-    environment = os.environ | {
-        # Libraries of the same code are the same; graphs are made anew by each process.
-        compilation._FOLDER: str(kept),
-        "TORCHINDUCTOR_FX_GRAPH_CACHE": "0",
-        "TORCHINDUCTOR_AUTOGRAD_CACHE": "0",
-        "TORCHINDUCTOR_VEC_ISA_OK": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "tests.engine.compiled_worker", str(tmp_path)]
-    for first in ("0", "3"):
-        subprocess.run([*command, first], env=environment, check=True, timeout=300)
-    whole, resumed = (torch.load(tmp_path / f"from-{first}.pt") for first in (0, 3))
-    assert whole["graphs"] == resumed["graphs"] == 1
-    torch.testing.assert_close(resumed["losses"], whole["losses"][3:], **EXACT)
+    monkeypatch.setenv(compilation._FOLDER, str(kept))
+    with (
+        torch._inductor.config.patch({"fx_graph_cache": False, "cpp.vec_isa_ok": True}),
+        torch._functorch.config.patch(enable_autograd_cache=False),
+    ):
+        torch._dynamo.reset()
+        counters.clear()
+        yield
+        torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_a_resumed_run_computes_the_same_bits(tmp_path):
+    """6 steps, and the last 3 again, compiled anew from a batch of another size."""
+    whole = drive(tmp_path, 0)
+    torch._dynamo.reset()
+    resumed = drive(tmp_path, len(SIZES) // 2)
+    assert counters["stats"]["unique_graphs"] == 2
+    assert torch.equal(resumed["losses"], whole["losses"][len(SIZES) // 2 :])
     for name, weight in resumed["weights"].items():
         assert torch.equal(weight, whole["weights"][name]), name
     eager = drive(tmp_path, 0, compiled=False)

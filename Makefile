@@ -5,6 +5,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 ONWARD_CACHE ?= $(CURDIR)/.cache
+# Tests run in this many processes; a file is not split.
+JOBS ?= 2
 RUN ?=
 
 export ONWARD_CACHE
@@ -30,7 +32,7 @@ quickstart: $(READY)
 	$(VENV)/bin/onward quickstart $(RUN)
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest $(RUN)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(RUN)
 
 faults: $(READY)
 	$(VENV)/bin/python -m benchmarks.faults --runs 500 --seed 1 $(RUN)

@@ -60,7 +60,7 @@ class Compilation(Config):
         # Else sums over a token's places would be added by whichever thread comes first: compiled
         # that way when the flag is off, and run that way in the backward pass, on a CPU, too.
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
         # Found before tracing, which cannot keep it.
         backbone: Any = learner.backbone
         first_position(backbone)

@@ -55,7 +55,7 @@ def test_a_kill_at_every_point_of_a_save_changes_nothing(campaign, warm):
 def test_other_numbers_of_ranks_and_other_stages_read_the_same_rows(campaign, warm):
     where = "kill@optimizer:step=2"
     faults = [Fault("1", where, world=1), Fault("2", "kill@forward:step=4", world=2, stage=3)]
-    told = play(campaign, warm, 3, replace(GPT2, steps=6), *faults)
+    told = play(campaign, warm, 3, GPT2, *faults)
     assert [attempt["world"] for attempt in told["attempts"]] == [2, 1, 2]
     told = play(campaign, warm, 4, UNEVEN, Fault("3", where, world=3, reading="pread"))
     assert [attempt["world"] for attempt in told["attempts"]] == [4, 3]
@@ -65,7 +65,7 @@ def test_other_numbers_of_ranks_and_other_stages_read_the_same_rows(campaign, wa
 @pytest.mark.processes
 def test_no_step_is_trained_from_a_damaged_checkpoint(campaign, warm):
     hit = Fault("damaged", "kill@forward:rank=1,step=7", damage="flip", draw=3)
-    told = play(campaign, warm, 5, replace(BERT, extra="lora", stage=1), hit)
+    told = play(campaign, warm, 5, BERT, hit)
     first, second = told["attempts"]
     assert first["spoilt"]["step"] > second["started_at"][0] > 0
 

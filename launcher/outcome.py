@@ -1,5 +1,6 @@
 """What each rank of a launch leaves word of, and what the launcher makes of it."""
 
+import logging
 import os
 import signal
 import socket
@@ -9,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from configs.errors import BY_NAME, LaunchError, OnwardError, Preempted
+from configs.errors import BY_NAME, LaunchError, OnwardError, Preempted, ResourceError
 from configs.schema import Config
 from launcher.interruption import Interrupted
 from launcher.run_folder import write_atomically
 
+logger = logging.getLogger(__name__)
 _LOST_PEER = (
     "connection closed by peer",
     "connection reset",
@@ -60,7 +62,11 @@ def says_lost_peer(message: str) -> bool:
 
 
 class Reporter:
-    """A rank's side: writes its outcome as it goes; from any thread."""
+    """A rank's side: writes its outcome as it goes; from any thread.
+
+    Last words (``done``, ``stopped``, ``failed``) raise nothing: whoever says one ends, and must
+    end where the disk is full, too.
+    """
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._path = folder / f"rank-{rank}.json"
@@ -84,22 +90,36 @@ class Reporter:
         """It begins a stage."""
         self._write(stage=stage)
 
+    def _end(self, **changes: str | int) -> None:
+        """A last word; to the log, and so to the launcher's screen, where the disk takes none."""
+        try:
+            self._write(**changes)
+        except (ResourceError, OSError) as error:
+            said = changes.get("message") or changes["state"]
+            logger.warning("%s (no word of it could be left: %s)", said, error)
+
     def done(self) -> None:
         """It has run all stages."""
-        self._write(state="done")
+        self._end(state="done")
 
     def stopped(self, why: str, number: int = 0) -> None:
         """It was asked to stop, by that signal; an error it told of before stays its last word."""
         if self.outcome.state == "running":
-            self._write(state="stopped", message=why, signal=number)
+            self._end(state="stopped", message=why, signal=number)
 
     def failed(self, error: BaseException) -> None:
         """It raised."""
-        where = ""
-        if not isinstance(error, OnwardError):
-            self._traceback.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-            where = str(self._traceback)
-        self._write(state="error", kind=_kind(error), message=str(error), traceback=where)
+        where = "" if isinstance(error, OnwardError) else self._keep_traceback(error)
+        self._end(state="error", kind=_kind(error), message=str(error), traceback=where)
+
+    def _keep_traceback(self, error: BaseException) -> str:
+        """The file it is in; on a full disk where else to look."""
+        text = "".join(traceback.format_exception(error))
+        try:
+            self._traceback.write_text(text, encoding="utf-8")
+        except OSError:
+            return "the stage's launcher.log"
+        return str(self._traceback)
 
 
 def _kind(error: BaseException) -> str:
@@ -123,10 +143,11 @@ def explain(
     """The one error behind a launch that ended with ``code``.
 
     That the state was saved comes first, then an error meant for a person, then an unexpected
-    exception that is no mere echo of another rank's end, then ranks that were killed, then a
-    signal that ended a rank before the state was saved.
+    exception that is no mere echo of another rank's end, then an error that could leave its exit
+    code alone, then ranks that were killed, then a signal that ended a rank before the state was
+    saved.
     """
-    told = explain_raised(outcomes)
+    told = explain_raised(outcomes) or _without_word(outcomes, code, log)
     if told is not None:
         return told
     stopped = [outcome for outcome in outcomes if outcome.state == "stopped" and outcome.signal]
@@ -149,6 +170,16 @@ def explain_raised(outcomes: Sequence[Outcome]) -> OnwardError | None:
         if not outcome.is_lost_peer:
             return OnwardError(_unexpected(outcome))
     return None
+
+
+def _without_word(outcomes: Sequence[Outcome], code: int, log: Path) -> OnwardError | None:
+    """The error of a rank whose disk was full when it ended: what it left is its exit code."""
+    silent = [outcome for outcome in outcomes if outcome.state == "running"]
+    kind = next((kind for kind in BY_NAME.values() if kind.exit_code == code), OnwardError)
+    if not silent or kind is OnwardError:
+        return None
+    stage = silent[0].stage or "(start)"
+    return kind(f"stage {stage}: ended with exit code {code}, and left no word; {_tail(log)}")
 
 
 def _lost(outcomes: Sequence[Outcome], world: int, code: int, log: Path) -> str:

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from configs.errors import LaunchError
@@ -70,8 +71,7 @@ class Watch(threading.Thread):
             sys.stderr.write(f"error: {why}\n")
         else:
             kind = LaunchError if code == LaunchError.exit_code else ConnectionError
-            with contextlib.suppress(OSError):
-                self._reporter.failed(kind(why))
+            self._reporter.failed(kind(why))
         _exit(code)
 
     def _word_of_launcher(self) -> int:
@@ -96,8 +96,17 @@ class Watch(threading.Thread):
             self._end("")
         if time.monotonic() - self._stop_request.asked_at > self._grace:
             self._end(f"the state could not be saved within {self._grace:g} s")
-        if self._folder and any(map(self._is_lost, read_outcomes(self._folder))):
+        if any(map(self._is_lost, self._told())):
             self._end("another rank is lost")
+
+    def _told(self) -> Sequence[Outcome]:
+        """What all ranks have left; nothing while a shared file system cannot say."""
+        if self._folder is None:
+            return ()
+        try:
+            return read_outcomes(self._folder)
+        except (OSError, ValueError):
+            return ()
 
     def _is_lost(self, other: Outcome) -> bool:
         """Another rank that will take part in no save; one that is on another host is not seen."""
@@ -105,7 +114,7 @@ class Watch(threading.Thread):
         if own is None or other.rank == own.rank or other.kind == "Preempted":
             return False
         gone = other.host == own.host and not Path(f"/proc/{other.pid}").exists()
-        return other.state == "error" or (other.state == "running" and gone)
+        return other.state in {"error", "stopped"} or (other.state == "running" and gone)
 
     def _end(self, why: str) -> None:
         name = signal.Signals(self._number).name
@@ -113,10 +122,10 @@ class Watch(threading.Thread):
         self._stop(f"{name}{saved}", 128 + self._number)
 
     def _stop(self, why: str, code: int) -> None:
-        with contextlib.suppress(OSError):
-            if self._reporter:
-                self._reporter.stopped(why, self._number)
-            else:
+        if self._reporter:
+            self._reporter.stopped(why, self._number)
+        else:
+            with contextlib.suppress(OSError):
                 sys.stderr.write(f"stopped by {why}\n")
         _exit(code)
 

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import DataError, LaunchError, NumericalError, OnwardError, Preempted
+from configs.errors import (
+    DataError,
+    LaunchError,
+    NumericalError,
+    OnwardError,
+    Preempted,
+    ResourceError,
+)
 from launcher.interruption import Interrupted
 from launcher.outcome import Outcome, Reporter, explain, read_outcomes
 
@@ -104,3 +111,12 @@ def test_a_signal_that_came_before_the_state_was_saved_is_an_interruption(tmp_pa
     assert (found.exit_code, str(found)) == (143, "rank 1 (process 101 on h): SIGTERM")
     killed = outcome(0)
     assert isinstance(explain([killed, stopped], 2, 247, tmp_path), LaunchError)
+
+
+def test_without_a_word_the_exit_code_tells_the_kind(tmp_path: Path) -> None:
+    log = tmp_path / "launcher.log"
+    log.write_text("no space left\n")
+    found = explain([outcome(0), error(1, "RuntimeError", ECHO)], 2, 7, log)
+    assert isinstance(found, ResourceError)
+    assert "stage base: ended with exit code 7, and left no word" in str(found)
+    assert "no space left" in str(found)

@@ -17,7 +17,7 @@ _SAYINGS = re.compile(
 )
 _ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+ ?\w*)", re.IGNORECASE)
 # Phases that hold no activations: rows and layers make no difference there.
-_WITHOUT_ROWS = frozenset({"optimizer", "rollback", "checkpoint"})
+_WITHOUT_ROWS = frozenset({"optimizer", "checkpointing"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import torch
 from configs.deepspeed_json import BatchPlan
 from configs.errors import ResourceError
 from engine import faults
+from engine.hooks import CheckpointHook
 from engine.out_of_memory import MemorySettings, OutOfMemory, is_out_of_memory, remedies
 
 SETTINGS = MemorySettings(
@@ -108,8 +109,9 @@ def test_what_would_not_help_is_not_suggested(changed, absent):
     assert absent not in "\n".join(remedies(replace(SETTINGS, **changed)))
 
 
-def test_activations_are_gone_when_the_optimizer_steps():
-    told = "\n".join(remedies(SETTINGS, "optimizer"))
+@pytest.mark.parametrize("phase", ["optimizer", CheckpointHook.name])
+def test_activations_are_gone_when_the_optimizer_steps_and_the_state_is_saved(phase):
+    told = "\n".join(remedies(SETTINGS, phase))
     assert "zero_optimization.stage: 2" in told
     assert not any(word in told for word in ("micro_batch", "activation", "data.length"))
 

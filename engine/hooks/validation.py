@@ -53,7 +53,9 @@ class ValidationHook(Hook):
     def on_start(self, backend: Backend, progress: Progress) -> None:
         """Cut away what lies after the checkpoint; measure where training starts or was ended."""
         if backend.rank == 0:
-            self._lines.cut_after(progress.step or BEFORE_ALL)
+            # What is owed may have been measured by a resumed run that was killed before it saved.
+            kept = progress.step - 1 if self._is_owed else progress.step
+            self._lines.cut_after(kept if progress.step else BEFORE_ALL)
         if progress.step == 0 or self._is_owed:
             self._measure(backend, progress.step)
 

@@ -90,3 +90,14 @@ def test_a_validation_that_is_broken_off_is_made_good_at_the_resume(tmp_path: Pa
     drive(resumed, FakeBackend(), 9, 10)
     assert [line["step"] for line in lines(path)] == [0, 4, 8, 10]
     assert resumed.state_dict() == {"is_owed": False}
+
+
+def test_what_is_made_good_twice_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "v.jsonl"
+    drive(hook(path), FakeBackend(), 1, 7)
+    # The run was ended at step 8; the one that made good for it was killed before it saved.
+    for _ in range(2):
+        resumed = hook(path)
+        resumed.load_state_dict({"is_owed": True})
+        drive(resumed, FakeBackend(), 9, 9)
+    assert [line["step"] for line in lines(path)] == [0, 4, 8]

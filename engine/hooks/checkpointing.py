@@ -160,16 +160,21 @@ class CheckpointHook(Hook):
         if self._in_flight is not None:
             self._in_flight.work.wait(None)
             self._finish_after_error()
+            # Ranks that had given it up and ranks that had not begin anew alike, with a new group.
+            self._release()
 
     def on_end(self, backend: Backend, progress: Progress) -> None:
         """After a step that raised, finish what is in flight: it is of a step that was good."""
         del backend, progress
         self._finish_after_error()
         if self._in_flight is None:
-            self._memory = HostMemory()
-            if self._group is not None:
-                self._group.close()
-                self._group = None
+            self._release()
+
+    def _release(self) -> None:
+        self._memory = HostMemory()
+        if self._group is not None:
+            self._group.close()
+            self._group = None
 
     @property
     def _ranks(self) -> Ranks:
@@ -252,8 +257,9 @@ class CheckpointHook(Hook):
         began = perf_counter()
         try:
             self._collect()
-        except DiskError as error:
-            if self._policy.on_disk_error == "stop" and not is_last:
+        except OnwardError as error:
+            may_go_on = isinstance(error, DiskError) and self._policy.on_disk_error == "go_on"
+            if not may_go_on and not is_last:
                 raise
             self._go_on_after(held.step, error)
         waited = perf_counter() - began
@@ -292,7 +298,7 @@ class CheckpointHook(Hook):
         except Exception as error:  # what ended the run is the error to tell
             _log.warning("checkpoint of step %d not saved: %s", held.step, error)
 
-    def _go_on_after(self, step: int, error: DiskError) -> None:
+    def _go_on_after(self, step: int, error: OnwardError) -> None:
         if self._ranks.rank() == 0:
             _log.warning(
                 "checkpoint of step %d not saved: %s; the next one is tried when it is due",

@@ -254,6 +254,35 @@ def test_what_cannot_be_finished_is_given_up(
     hook.on_end(backend, Progress(4))
 
 
+@pytest.mark.parametrize("grace", [0.05, 30.0])
+def test_ranks_that_gave_a_save_up_and_ranks_that_did_not_begin_anew_alike(
+    root: Path, grace: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Group(AloneHere):
+        def __init__(self, limit: object) -> None:
+            made.append(limit)
+
+        def close(self) -> None:
+            """Nothing to leave."""
+
+    monkeypatch.setattr("engine.distributed.Group", Group)
+    monkeypatch.setattr("engine.hooks.checkpointing.GRACE_SECONDS", grace)
+    gate = Gate(monkeypatch)
+    hook = CheckpointHook(root, "recipe", lambda _: {"cursor": 32}, policy(), STEPS)
+    backend = LiveBackend()
+    hook.on_start(backend, Progress(3))
+    after(hook, backend, 4)
+    # As a rollback does it; a group is made by all ranks, or by none.
+    threading.Timer(0.3, gate.open.set).start()
+    hook.on_end(backend, Progress(4))
+    hook.settle()
+    hook.on_start(backend, Progress(4))
+    assert len(made) == 2
+    holds(root, 4)
+
+
 def strike(root: Path, fault: str, **values: Any) -> tuple[CheckpointHook, LiveBackend]:
     """A run whose save of step 8 meets a fault."""
     hook, backend = hook_at(root, policy(**values)), LiveBackend()
@@ -304,10 +333,11 @@ def test_the_last_one_must_succeed(root: Path, on_disk_error: str) -> None:
     assert steps_in(root) == [4, 8]
 
 
+@pytest.mark.parametrize("action", ["full", "error"])
 def test_the_last_one_is_tried_though_the_one_before_failed(
-    root: Path, caplog: pytest.LogCaptureFixture
+    root: Path, action: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hook, backend = strike(root, "full@checkpoint.shard:step=8")
+    hook, backend = strike(root, f"{action}@checkpoint.shard:step=8")
     after(hook, backend, 20)
     holds(root, 20)
     assert "checkpoint of step 8 not saved" in caplog.text

@@ -207,13 +207,13 @@ def _sharded(job: Job, zero: Mapping[str, Any]) -> Memory:
     tensors = (*weights.matrices, *weights.vectors)
     cut = sum(ceil(numel / world) for numel in tensors)
     frozen = sum(ceil(numel / world) for numel in weights.frozen)
-    threshold = int(zero.get("stage3_param_persistence_threshold", _PERSISTS_BELOW))
+    threshold = _setting(zero, "param_persistence_threshold", _PERSISTS_BELOW)
     # On one rank what is gathered is the cut itself.
     persistent = sum(n for n in (*tensors, *weights.frozen) if n <= threshold and world > 1)
     bucket = widths.weight * int(zero.get("reduce_bucket_size", _BUCKET))
     optimizer = widths.master * cut + _states(job, widths, cut)
     gradients = widths.gradient * cut
-    share = widths.weight * (cut + frozen)
+    share = widths.weight * (cut + frozen + _within_host((*tensors, *weights.frozen), zero))
     offload = _offload(zero)
     gathered = widths.weight * _live(weights, zero) if world > 1 else 0
     host = 0
@@ -235,10 +235,21 @@ def _sharded(job: Job, zero: Mapping[str, Any]) -> Memory:
     return Memory(rest, backward, in_pass, step, max(update, rest))
 
 
+def _setting(zero: Mapping[str, Any], key: str, usual: int) -> int:
+    """DeepSpeed takes these of stage 3 with its prefix and without."""
+    return int(zero.get(f"stage3_{key}", zero.get(key, usual)))
+
+
+def _within_host(tensors: Sequence[int], zero: Mapping[str, Any]) -> int:
+    """Values of the second copy, cut over a host's ranks alone, that backward passes gather."""
+    ranks = int(zero.get("zero_hpz_partition_size", 1))
+    return sum(ceil(numel / ranks) for numel in tensors) if ranks > 1 else 0
+
+
 def _live(weights: Weights, zero: Mapping[str, Any]) -> int:
     """The most values of gathered tensors at once."""
-    most = int(zero.get("stage3_max_live_parameters", _LIVE))
-    ahead = int(zero.get("stage3_prefetch_bucket_size", _PREFETCH))
+    most = _setting(zero, "max_live_parameters", _LIVE)
+    ahead = _setting(zero, "prefetch_bucket_size", _PREFETCH)
     largest = max((*weights.matrices, *weights.vectors, *weights.frozen))
     return min(weights.all, max(most, largest) + ahead)
 

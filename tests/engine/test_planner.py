@@ -9,7 +9,7 @@ import pytest
 from engine.activations import Pass
 from engine.models import read_shape
 from engine.parameter_shapes import low_rank, model_shape
-from engine.planner import Job, Weights, memory
+from engine.planner import Job, Memory, Weights, memory
 from tests.engine import tiny
 from tests.warm import WarmWorkers
 
@@ -124,3 +124,24 @@ def test_offload_moves_states_to_the_host() -> None:
     assert there.host > 12 * SHAPE.parameters // 4
     cut = {**away, "stage": 3, "stage3_param_persistence_threshold": 0}
     assert memory(job, {**cut, "offload_param": {"device": "cpu"}}).rest < there.rest
+
+
+def stage_3(**settings: Any) -> Memory:
+    job = Job(Weights((1_000_000,) * 8, (1000,)), values("bf16", 3, 2), 2, 1, NOTHING)
+    return memory(job, {"stage": 3, **settings})
+
+
+def test_the_second_copy_within_a_host_is_counted() -> None:
+    more = stage_3(zero_hpz_partition_size=2).rest - stage_3().rest
+    assert more == 2 * (8_000_000 + 1000) // 2
+
+
+STAGE_3 = ("param_persistence_threshold", "max_live_parameters", "prefetch_bucket_size")
+
+
+@pytest.mark.parametrize("key", STAGE_3)
+def test_a_setting_of_stage_3_has_two_names(key: str) -> None:
+    others = {f"stage3_{other}": 500 for other in STAGE_3 if other != key}
+    short, long = stage_3(**others, **{key: 500}), stage_3(**others, **{f"stage3_{key}": 500})
+    assert short == long
+    assert short != stage_3(**others)

@@ -51,9 +51,32 @@ def check_deepspeed(values: Mapping[str, Any]) -> None:
     check_keys(values)
     global_batch(values)
     gradient_clipping(values)
-    _check_precision(values)
     if block_or_auto(values) == AUTO:
-        return
+        _check_auto(values)
+    else:
+        _check_combination(values)
+
+
+def honours(values: Mapping[str, Any], zero: Mapping[str, Any]) -> bool:
+    """Whether these ZeRO settings in the place of "auto" go with the rest."""
+    try:
+        _check_combination({**values, "zero_optimization": zero})
+    except RecipeError:
+        return False
+    return True
+
+
+def _check_auto(values: Mapping[str, Any]) -> None:
+    """Whatever "auto" may come to takes the recipe's optimizer; and some stage honours the rest."""
+    away = {"stage": 1, "offload_optimizer": {"device": "cpu"}}
+    _check_optimizer({**values, "zero_optimization": away})
+    stages = [{"stage": stage} for stage in (1, 2, 3)]
+    if not any(honours(values, zero) for zero in stages):
+        _check_combination({**values, "zero_optimization": stages[0]})
+
+
+def _check_combination(values: Mapping[str, Any]) -> None:
+    _check_precision(values)
     _check_types(values)
     _check_states(values)
     _check_reduction(values)
@@ -94,7 +117,7 @@ def _check_precision(values: Mapping[str, Any]) -> None:
             f"fp16.{dynamic[0]}",
             "it is of dynamic scaling, but fp16.loss_scale fixes the scale; remove one of them",
         )
-    if kind == "fp32" or block_or_auto(values) == AUTO or zero_stage(values) > 0:
+    if kind == "fp32" or zero_stage(values) > 0:
         return
     msg = (
         f"DeepSpeed config: {kind} at ZeRO stage 0 runs another code path, which drifts from "
@@ -168,12 +191,10 @@ def _check_optimizer(values: Mapping[str, Any]) -> None:
     offloaded = offload_device(values, "optimizer") != "none"
     if offloaded and values.get("zero_force_ds_cpu_optimizer", True):
         msg = (
-            "DeepSpeed config: zero_force_ds_cpu_optimizer must be false with offload_optimizer, "
-            "because the optimizer comes from the recipe"
+            "DeepSpeed config: zero_force_ds_cpu_optimizer must be false with offload_optimizer "
+            "(which 'auto' may choose), because the optimizer comes from the recipe"
         )
         raise RecipeError(msg)
-    if "aio" in values:
-        raise _refused("aio", "it is for offload to nvme; remove it")
 
 
 def _check_offload(values: Mapping[str, Any], part: str) -> None:
@@ -193,7 +214,9 @@ def _check_offload(values: Mapping[str, Any], part: str) -> None:
     if "cpuadam_cores_perc" in given:
         raise _refused(f"{path}.cpuadam_cores_perc", "it belongs to super_offload; remove it")
     if ignored := [key for key in _NVME_ALONE if key in given]:
-        raise _refused(f"{path}.{ignored[0]}", "it does nothing unless device is nvme; remove it")
+        raise _refused(
+            f"{path}.{ignored[0]}", "it is for offload to nvme, which is not supported; remove it"
+        )
     if device == "none" and set(given) - {"device"}:
         raise _refused(path, "device is none, so the rest does nothing; remove the block")
 

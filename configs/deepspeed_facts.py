@@ -7,6 +7,7 @@ sums are then rounded otherwise, as with another number of ranks.
 from collections.abc import Mapping
 from typing import Any
 
+from configs.deepspeed_checks import QUANTIZED
 from configs.deepspeed_json import (
     batch_plan,
     global_batch,
@@ -24,12 +25,6 @@ _SCALING = {
     "consecutive_hysteresis": False,
     "min_loss_scale": 1,
 }
-# ZeRO++ sends weights and gradients in 8 or 4 bits: more than rounding.
-_QUANTIZED = (
-    "zero_quantized_weights",
-    "zero_quantized_nontrainable_weights",
-    "zero_quantized_gradients",
-)
 
 
 def computed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +50,8 @@ def computed(values: Mapping[str, Any]) -> dict[str, Any]:
         dynamic = {key: given.get(key, usual) for key, usual in _SCALING.items()}
         facts["loss_scale"] = fixed or dynamic
     zero = _part(values, "zero_optimization")
-    return facts | {key: True for key in _QUANTIZED if zero.get(key)}
+    # ZeRO++ sends weights and gradients in 8 or 4 bits: more than rounding.
+    return facts | {key: True for key in QUANTIZED if zero.get(key)}
 
 
 def shared_out(values: Mapping[str, Any], name: str, world: int) -> dict[str, str | int]:

@@ -77,7 +77,6 @@ _TOP: dict[str, Kind] = {
     ),
     "zero_allow_untested_optimizer": _FLAG,
     "zero_force_ds_cpu_optimizer": _FLAG,
-    "aio": _BLOCK,
     "steps_per_print": _POSITIVE,
     "wall_clock_breakdown": _FLAG,
     "memory_breakdown": _FLAG,
@@ -154,14 +153,6 @@ _BLOCKS: dict[str, dict[str, Kind]] = {
         "keep_in_fp32_modules": Kind(
             "'auto' or a list of texts", lambda value: value == AUTO or _TEXTS.fits(value)
         ),
-    },
-    "aio": {
-        "block_size": _POSITIVE,
-        "queue_depth": _POSITIVE,
-        "intra_op_parallelism": _POSITIVE,
-        "single_submit": _FLAG,
-        "overlap_events": _FLAG,
-        "use_gds": _FLAG,
     },
     "comms_logger": {
         "enabled": _FLAG,
@@ -240,6 +231,7 @@ _REFUSED: dict[str, str] = {
     "autotuning": "it would end the process after its trial; use 'onward plan'",
     "hybrid_engine": "it is for generating text; remove it",
     "weight_quantization": "it is for inference; remove it",
+    "aio": "it is for offload to nvme, which is not supported; remove it",
     "pipeline": _OTHER,
     "tensor_parallel": _OTHER,
     "sequence_parallel_size": _OTHER,

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from configs.deepspeed_json import AUTO, precision
+from configs.deepspeed_checks import honours
+from configs.deepspeed_json import AUTO
 from configs.devices import GIB, Device
 from configs.errors import ResourceError
 from engine.planner import Job, Memory, memory
@@ -77,7 +78,7 @@ def fits(need: Memory, device: Device) -> bool:
 
 
 def options(job: Job, device: Device) -> Iterator[Option]:
-    """What ``auto`` may choose from, the fastest first."""
+    """What ``auto`` may choose from, the fastest first: all that goes with the rest of the JSON."""
     if job.backend == "plain":
         yield Option({"stage": 0}, memory(job, {"stage": 0}))
         return
@@ -85,19 +86,14 @@ def options(job: Job, device: Device) -> Iterator[Option]:
     stages: list[dict[str, Any]] = [{"stage": 1}, {"stage": 2}, {"stage": 3}]
     small = {"stage": 3, "sub_group_size": 100_000_000}
     away = {"offload_optimizer": {"device": "cpu"}}
-    settings = [{**zero, **bucket} for zero in (*stages, small)]
-    if precision(job.values) == "fp32":
-        settings.insert(0, {"stage": 0})
-    if not device.is_cpu and not _has_low_states(job.values):
+    settings = [{"stage": 0}, *({**zero, **bucket} for zero in (*stages, small))]
+    if not device.is_cpu:
         settings += [{**zero, **bucket, **away} for zero in stages[:2]]
         settings += [{**small, **bucket, **away}]
         settings += [{**small, **bucket, **away, "offload_param": {"device": "cpu"}}]
     for zero in settings:
-        yield Option(zero, memory(job, zero))
-
-
-def _has_low_states(values: Mapping[str, Any]) -> bool:
-    return bool(values.get("bf16", {}).get("bf16_optimizer_states"))
+        if honours(job.values, zero):
+            yield Option(zero, memory(job, zero))
 
 
 def choose(job_of: JobOf, split: Split, device: Device) -> Option:

@@ -1,13 +1,14 @@
 """What a recipe's pretraining stages will need, told without building or reading anything large."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from configs.deepspeed_json import AUTO, batch_plan, global_batch, read_deepspeed
+from configs.deepspeed_json import AUTO, read_deepspeed
 from configs.devices import Device
 from configs.errors import DataError, OnwardError, RecipeError, ResourceError
 from configs.hub import is_hub_name
@@ -62,7 +63,8 @@ def plan(recipe: Recipe, names: Sequence[str], cluster: Cluster) -> list[dict[st
     A stage that cannot be told, or does not fit, has ``error`` in the place of what is missing.
 
     Raises:
-        RecipeError: a name that is no pretraining stage, or a batch that does not divide.
+        RecipeError: a name that is no pretraining stage, a batch that does not divide, or settings
+            of the backend that could not be honoured.
     """
     planner = _Planner(recipe, cluster)
     wanted = names or [n for n, s in recipe.stages.items() if isinstance(s, PretrainStage)]
@@ -167,13 +169,12 @@ class _Planner:
 
 
 def _batch(stage: PretrainStage, name: str, world: int) -> dict[str, int]:
-    """How it is split; RecipeError with the numbers of ranks that would do."""
-    values = read_deepspeed(stage.backend.config)
+    """How it is split; RecipeError with the numbers of ranks that would do, if any would."""
     try:
-        split = batch_plan(values, world)
+        stage.backend.check()
+        split = stage.backend.plan(world)
     except RecipeError as error:
-        total = global_batch(values)
-        good = [n for n in range(1, total + 1) if total % n == 0 and _divides(values, n)]
+        good = list(_possible_worlds(stage))
         would = f"; it can be over {', '.join(map(str, good))} ranks" if good else ""
         msg = f"stage {name}: {error}{would}"
         raise RecipeError(msg) from None
@@ -185,12 +186,14 @@ def _batch(stage: PretrainStage, name: str, world: int) -> dict[str, int]:
     }
 
 
-def _divides(values: Mapping[str, Any], world: int) -> bool:
-    try:
-        batch_plan(values, world)
-    except RecipeError:
-        return False
-    return True
+def _possible_worlds(stage: PretrainStage) -> Iterator[int]:
+    with suppress(RecipeError):
+        stage.backend.check()
+        total = stage.backend.global_batch
+        for world in (n for n in range(1, total + 1) if total % n == 0):
+            with suppress(RecipeError):
+                stage.backend.plan(world)
+                yield world
 
 
 def _budget(stage: PretrainStage, context: StageContext) -> dict[str, Any]:
@@ -281,7 +284,10 @@ def _cached(name: str, file: str) -> Path:
 
     found = try_to_load_from_cache(name, file)
     if not isinstance(found, str):
-        msg = f"{name} is on the hub, and its {file} is not in the cache here"
+        msg = (
+            f"{name} is on the hub, and its {file} is not in the cache here; "
+            f"where there is a network: hf download {name} {file}"
+        )
         raise DataError(msg)
     return Path(found)
 

@@ -12,7 +12,12 @@ from engine.activations import Pass
 from engine.choosing import Split, choose, resolve, usable, warning
 from engine.planner import Job, Weights
 
-BF16: dict[str, Any] = {"bf16": {"enabled": True}, "zero_optimization": "auto"}
+OURS: dict[str, Any] = {
+    "zero_optimization": "auto",
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+}
+BF16: dict[str, Any] = {"bf16": {"enabled": True}, **OURS}
 H100 = find_device("h100")
 
 
@@ -48,7 +53,7 @@ def test_the_lowest_stage_that_fits(parameters: int, world: int, expected: int) 
 
 
 def test_fp32_needs_no_zero_where_it_fits() -> None:
-    assert stage(10**8, 2, {"zero_optimization": "auto"}) == {"stage": 0}
+    assert stage(10**8, 2, OURS) == {"stage": 0}
 
 
 def test_the_host_helps_where_no_stage_fits() -> None:
@@ -56,6 +61,15 @@ def test_the_host_helps_where_no_stage_fits() -> None:
     assert zero["offload_optimizer"] == {"device": "cpu"}
     low = {"enabled": True, "bf16_optimizer_states": True, "bf16_master_weights_and_grads": True}
     assert "offload_optimizer" not in stage(5 * 10**9, 1, BF16 | {"bf16": low})
+
+
+def test_nothing_is_chosen_that_the_rest_of_the_json_forbids() -> None:
+    summed = BF16 | {"data_types": {"grad_accum_dtype": "fp32"}}
+    assert stage(10**8, 2, summed)["stage"] == 2
+    scaled = BF16 | {"prescale_gradients": True}
+    assert stage(10**8, 2, scaled)["stage"] == 1
+    with pytest.raises(ResourceError, match="at the least, with ZeRO stage 1"):
+        stage(20 * 10**9, 8, scaled)
 
 
 def test_what_would_fit_is_told() -> None:

@@ -46,6 +46,23 @@ def test_auto_is_picked_and_explained(tmp_path: Path) -> None:
     assert [row["zero"] for row in base["memory"] if row["picked"]] == ["ZeRO stage 1"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"zero_optimization": {"stag": 3}}, "zero_optimization.stag: unknown key"),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "x"}}, "given: 'x'"),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "over 2, 4, 8, 16, 32"),
+    ],
+)
+def test_settings_that_cannot_be_honoured_are_told(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    given = {"train_batch_size": 32, "zero_allow_untested_optimizer": True, **changes}
+    with pytest.raises(RecipeError, match="stage base: DeepSpeed config: ") as caught:
+        entries(tmp_path, f"stages.base.backend.config={json.dumps(given)}", names=["base"])
+    assert message in str(caught.value)
+
+
 def test_what_does_not_fit_says_what_would(tmp_path: Path) -> None:
     shape = {"model_type": "llama", "max_position_embeddings": 4096}
     settings = [

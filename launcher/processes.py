@@ -1,5 +1,6 @@
 """A process group of our own: started, relayed, and ended whole."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -32,7 +33,19 @@ def start_group(command: Sequence[str], environment: Mapping[str, str]) -> subpr
 
 
 def end_group(process: subprocess.Popen[str], grace: float) -> None:
-    """End every process of the group: SIGTERM, and SIGKILL after ``grace`` seconds."""
+    """End every process of the group: SIGTERM, and SIGKILL after ``grace`` seconds.
+
+    Whoever is interrupted while they end leaves nobody behind: SIGKILL at once.
+    """
+    try:
+        _end_in_order(process, grace)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
+def _end_in_order(process: subprocess.Popen[str], grace: float) -> None:
     for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
         if not group_members(process.pid):
             break

@@ -323,7 +323,7 @@ def import_(  # noqa: PLR0913, PLR0917 -- the options of a command line
     """Make a stage's checkpoint from DeepSpeed's own or a universal one; `onward run` goes on.
 
     Taken over are the weights, Adam's moments and steps, and fp16's loss scale, of ZeRO stages 0
-    to 3 on any number of ranks. The loss is checked first; if it fails, nothing is left behind.
+    to 3 on any number of ranks. The loss is checked first; if it fails, the stage is as it was.
     The data goes on at step N of the stage's own order: another program's is not known.
     """
     from engine.importing import Request

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 def import_into(recipe: "Recipe", name: str, request: "Request") -> dict[str, Any]:
     """Make a checkpoint of a pretraining stage from DeepSpeed's; `onward run` goes on from it.
 
-    If it fails, the run folder is as it was.
+    If it cannot be imported, the stage is as it was; plans of packing that were made on the way
+    stay in the run folder.
 
     Raises:
-        RecipeError: no such pretraining stage.
+        RecipeError: no such pretraining stage, or it is done already.
         DataError: an input of the stage is not done.
-        CheckpointError: the checkpoint cannot be imported, or the stage is done or begun already.
+        CheckpointError: the checkpoint cannot be imported, or the stage has checkpoints already.
     """
     from engine.assemble import PretrainStage
     from engine.importing import import_checkpoint

@@ -207,7 +207,7 @@ def _check_offload(values: Mapping[str, Any], part: str) -> None:
         raise _refused(
             f"{path}.device",
             "nvme is not supported: what lies in DeepSpeed's swap files could not be saved and "
-            "resumed exactly; use cpu, which holds 12 bytes a parameter in host memory",
+            "resumed exactly; use cpu, which takes 18 bytes a parameter of host memory",
         )
     if given.get("ratio", 1.0) != 1.0 or given.get("super_offload", False):
         raise _refused(path, "in part (ratio, super_offload) needs DeepSpeed's own CPU Adam")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from configs.deepspeed_json import read_deepspeed
 from engine.activations import Pass
 from engine.models import read_shape
 from engine.parameter_shapes import low_rank, model_shape
@@ -145,3 +146,31 @@ def test_a_setting_of_stage_3_has_two_names(key: str) -> None:
     short, long = stage_3(**others, **{key: 500}), stage_3(**others, **{f"stage3_{key}": 500})
     assert short == long
     assert short != stage_3(**others)
+
+
+@pytest.mark.parametrize(
+    ("preset", "whole", "shared", "host"),
+    [
+        ("zero2_fp32", 4, 16, 0),
+        ("zero3_fp32", 0, 20, 0),
+        ("zero2_bf16", 2, 14, 0),
+        ("zero2_bf16_fp32_gradients", 2, 16, 0),
+        ("zero3_bf16", 0, 16, 0),
+        ("zero2_bf16_states", 2, 8, 0),
+        ("zero3_bf16_states", 0, 10, 0),
+        ("zero1_bf16_offload", 2, 0, 18),
+        ("zero3_bf16_offload_optimizer", 0, 2, 18),
+        ("zero3_bf16_offload", 0, 0, 20),
+    ],
+)
+def test_bytes_a_parameter_as_the_presets_readme_has_them(
+    preset: str, whole: int, shared: int, host: int
+) -> None:
+    given, world = read_deepspeed(preset), 8
+    small = {"reduce_bucket_size": 1}
+    if given["zero_optimization"]["stage"] == 3:
+        small |= {"stage3_max_live_parameters": 1, "stage3_prefetch_bucket_size": 1}
+    job = Job(Weights((10**6,) * 1000, (10**5,)), given, world, 1, NOTHING)
+    need = memory(job, given["zero_optimization"] | small)
+    assert need.backward / 10**9 == pytest.approx(whole + shared / world, abs=0.01)
+    assert need.host / 10**9 == pytest.approx(host / world, abs=0.01)

@@ -162,7 +162,8 @@ class DeepSpeedBackend:
     def _update(self) -> None:
         """DeepSpeed's own step; NumericalError where fp16's scale can fall no further."""
         try:
-            self._engine.step()
+            with _growing_afterwards(self._fp16()):
+                self._engine.step()
         except Exception as error:
             if "loss scale already at minimum" not in str(error):
                 raise
@@ -306,6 +307,33 @@ def _marked(norm: "Tensor | float") -> "Tensor | float":
     if isinstance(norm, float | int):
         return norm if norm >= 0 else float("inf")
     return norm.masked_fill(norm < 0, float("inf"))
+
+
+@contextmanager
+def _growing_afterwards(scaler: Any) -> Iterator[None]:
+    """Let fp16's scale grow when the update is over; None: there is none.
+
+    DeepSpeed lets it grow first, and then divides the gradient by the new scale: whenever it
+    doubles, the step would be taken with half the gradient, and ZeRO stage 3 tell half the norm.
+    """
+    if scaler is None:
+        yield
+        return
+    update, grows = scaler.update_scale, []
+
+    def update_scale(overflow: Any) -> None:
+        if overflow:
+            update(overflow)
+        else:
+            grows.append(overflow)
+
+    scaler.update_scale = update_scale
+    try:
+        yield
+    finally:
+        del scaler.update_scale
+    for overflow in grows:
+        update(overflow)
 
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")

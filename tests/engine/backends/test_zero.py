@@ -132,6 +132,13 @@ def test_norm_and_clipping_are_the_same_for_every_split(ask):
     assert found["scale 4"]["loss_scale"]["cur_scale"] > 2**10
 
 
+def test_the_step_at_which_fp16s_scale_grows_is_as_any_other(ask):
+    for same_moments, norms, scales in ask("growing").values():
+        assert same_moments
+        assert norms[0] == norms[1] > 0
+        assert scales == [1024, 2048]
+
+
 def test_a_closed_backend_leaves_nothing_behind(ask):
     found = ask("one_after_another")
     left = [value for key, value in found.items() if key.startswith("left")]

@@ -193,6 +193,25 @@ def splits(target: str) -> None:
             backend.close()
 
 
+def growing(target: str) -> None:
+    """Two steps at a fixed scale and at one that doubles after the second: norm and moments."""
+    with told(target) as answers:
+        emulate_half()
+        fixed = {"enabled": True, "loss_scale": 1024}
+        grows = {"enabled": True, "initial_scale_power": 10, "loss_scale_window": 1}
+        for stage in (1, 3):
+            moments, norms, scales = [], [], []
+            for fp16 in (fixed, grows):
+                backend = zero(settings(stage, fp16=fp16, gradient_clipping=0))
+                one_step(backend, 0)
+                one_step(backend, 1)
+                moments.append([f.tensor.clone() for f in backend.fragments() if f.key != "fp32"])
+                norms.append(float(backend.gradient_norm()))
+                scales.append(backend.extra_state()["loss_scale"]["cur_scale"])
+                backend.close()
+            answers[str(stage)] = [same_everywhere(*moments), norms, scales]
+
+
 def one_after_another(target: str) -> None:
     """What is left of backends that were closed, and a plain model after them."""
     with told(target) as answers:

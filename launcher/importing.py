@@ -1,5 +1,6 @@
 """The verb that takes over a run begun with DeepSpeed elsewhere."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -60,10 +61,12 @@ def _as_it_was(run: RunFolder, name: str) -> Iterator[None]:
     """After an error: a stage that had not begun has not begun."""
     before = run.status(name)
     folder = run.stage(name)
-    existed = folder.exists()
+    existed, had_checkpoints = folder.exists(), (folder / "checkpoints").exists()
     try:
         yield
     except BaseException:
+        if existed and not had_checkpoints:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         if not existed:
             run.discard(name)
         elif before is None:

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from configs.errors import CheckpointError, DataError, RecipeError
+from configs.errors import CheckpointError, DataError, RecipeError, ResourceError
 from engine.checkpoint import read_card
 from engine.importing import Request
-from launcher import chain
+from launcher import chain, provenance
 from launcher.cli import app
 from launcher.importing import import_into
 from launcher.inspection import describe
@@ -74,6 +74,25 @@ def test_a_failed_import_leaves_the_run_as_it_was(at: Path, tmp_path: Path) -> N
     before = run.status("dapt")
     attempt(recipe, source)
     assert run.status("dapt") == before
+    import_into(recipe, "dapt", Request(at / "zero1"))
+
+
+def test_what_fails_after_the_import_takes_it_back(
+    at: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(recipe_file(at, tmp_path))
+    run = RunFolder(tmp_path / "run")
+    chain.enter(recipe, run, "dapt")
+
+    def fail(*given: object) -> None:
+        del given
+        raise ResourceError("no space")
+
+    with monkeypatch.context() as full:
+        full.setattr(provenance, "record", fail)
+        with pytest.raises(ResourceError, match="no space"):
+            import_into(recipe, "dapt", Request(at / "zero1"))
+    assert not (run.stage("dapt") / "checkpoints").exists()
     import_into(recipe, "dapt", Request(at / "zero1"))
 
 

@@ -87,12 +87,14 @@ def largest_file() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-_ROOM = "make room or keep fewer checkpoints, then run again"
+_ROOM = "make room (keep fewer checkpoints, say), then run again"
 
 
 def _message(path: Path, error: OSError, needed: int | None) -> str:
     why, advice = _reason(path, error)
-    return f"{path}: {why}: {_amounts(path, needed)}; no checkpoint was changed; {advice}"
+    return (
+        f"{path}: {why}: {_amounts(path, needed)}; nothing under a final name was changed; {advice}"
+    )
 
 
 def _amounts(path: Path, needed: int | None) -> str:

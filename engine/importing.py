@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from configs.errors import CheckpointError, RecipeError
 from data_pipeline.shards import find_shards
 from data_pipeline.streaming import FixedRows
-from engine.assemble import PretrainStage, build_learner, collate_all
+from engine.assemble import build_learner, collate_all
+from engine.pretraining import PretrainStage
 
 if TYPE_CHECKING:
     from configs.stage import StageContext

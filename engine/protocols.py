@@ -220,6 +220,10 @@ class Backend(Protocol):
         """Take back what ``extra_state`` gave."""
         ...
 
+    def close(self) -> None:
+        """Give back what it holds of memory and hooks; nothing else may be called afterwards."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:

@@ -16,8 +16,8 @@ from engine.parameter_shapes import ModelShape, low_rank, model_shape
 from engine.planner import Job, Weights
 
 if TYPE_CHECKING:
-    from engine.assemble import PretrainStage
     from engine.backends import BackendConfig
+    from engine.pretraining import PretrainStage
     from engine.protocols import Architecture
 
 log = logging.getLogger(__name__)

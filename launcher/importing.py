@@ -28,8 +28,8 @@ def import_into(recipe: "Recipe", name: str, request: "Request") -> dict[str, An
         DataError: an input of the stage is not done.
         CheckpointError: the checkpoint cannot be imported, or the stage has checkpoints already.
     """
-    from engine.assemble import PretrainStage
     from engine.importing import import_checkpoint
+    from engine.pretraining import PretrainStage
 
     stage = recipe.stages.get(name)
     if not isinstance(stage, PretrainStage):

@@ -11,7 +11,8 @@ from launcher.run_folder import RunFolder, Status, read_json
 
 if TYPE_CHECKING:
     from configs.stage import StageContext
-    from engine.assemble import PretrainStage, Weights
+    from engine.exporting import Weights
+    from engine.pretraining import PretrainStage
     from launcher.recipe import Recipe
 
 
@@ -71,7 +72,7 @@ def _pretraining(
     recipe: "Recipe", run: RunFolder, name: str
 ) -> tuple["PretrainStage", "StageContext"]:
     from configs.yaml_source import nearest
-    from engine.assemble import PretrainStage
+    from engine.pretraining import PretrainStage
 
     known = [n for n, stage in recipe.stages.items() if isinstance(stage, PretrainStage)]
     stage = recipe.stages.get(name)
@@ -189,8 +190,9 @@ def export_from(
         RecipeError: no such pretraining stage, or it keeps no average of its weights.
         CheckpointError: no such checkpoint, a damaged one, or one of another recipe.
     """
-    from engine.assemble import PretrainStage, export_step
     from engine.checkpoint import newest
+    from engine.exporting import export_step
+    from engine.pretraining import PretrainStage
     from launcher.recipe import load_recipe
 
     run = RunFolder(folder).require()

@@ -13,7 +13,7 @@ from configs.stage import STAGE_PREFIX, StageConfig, split_location
 from data_pipeline.corpus import CorpusConfig
 from data_pipeline.prepare import PrepareStage
 from downstream.finetune import FinetuneStage
-from engine.assemble import PretrainStage
+from engine.pretraining import PretrainStage
 from launcher.links import Problem
 
 

@@ -16,11 +16,11 @@ from configs.stage import StageContext, split_location
 from data_pipeline.prepare import PrepareStage
 from data_pipeline.shards.manifest import read_manifest
 from engine import choosing, stage_memory
-from engine.assemble import PretrainStage
 from engine.choosing import JobOf, Option, Split
 from engine.models import PretrainedModel, RandomModel, read_shape
 from engine.parameter_shapes import ModelShape, model_shape
 from engine.planner import Job, memory
+from engine.pretraining import PretrainStage
 from engine.vocabulary import VocabularyStage
 from launcher.chain import context_for_check, survey
 from launcher.recipe import Recipe

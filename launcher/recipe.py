@@ -23,8 +23,8 @@ from downstream.evaluate import EvaluateStage
 from downstream.finetune import FinetuneStage
 from downstream.report import ReportStage
 from downstream.tasks import TaskStage
-from engine.assemble import PretrainStage
 from engine.models import read_shape
+from engine.pretraining import PretrainStage
 from engine.vocabulary import VocabularyStage
 from launcher.leakage import leaks
 from launcher.links import ChainRecipe, problems, refuse

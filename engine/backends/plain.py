@@ -213,6 +213,12 @@ class PlainBackend:
         for values in self._optimizer.state.values():
             values["step"] -= newly
 
+    def close(self) -> None:
+        """Give back the optimizer's state and the master weights."""
+        self._optimizer.state.clear()
+        self._optimizer.param_groups.clear()
+        self._masters.clear()
+
     def _trained(self) -> "Iterator[tuple[str, nn.Parameter]]":
         return ((name, p) for name, p in self.learner.named_parameters() if p.requires_grad)
 

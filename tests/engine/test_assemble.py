@@ -17,16 +17,12 @@ from data_pipeline.shards import ShardWriter
 from data_pipeline.shards.manifest import read_manifest
 from data_pipeline.tokenization import tokenizer_record
 from engine import faults
-from engine.assemble import (
-    PretrainStage,
-    assemble,
-    build_learner,
-    export_step,
-    make_hooks,
-)
+from engine.assemble import assemble, build_learner, make_hooks
 from engine.checkpoint import FragmentStore
+from engine.exporting import export_step
 from engine.frozen import frozen_digest
 from engine.oversight import Oversight
+from engine.pretraining import PretrainStage
 from tests.engine import tiny
 
 

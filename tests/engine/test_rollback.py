@@ -12,9 +12,12 @@ from safetensors.torch import load_file
 from configs.errors import NumericalError, RecipeError
 from data_pipeline.streaming import describe_steps
 from engine import faults
-from engine.assemble import PretrainStage, assemble, export_step, train_from_newest
+from engine.assemble import assemble
 from engine.checkpoint import open_checkpoint
+from engine.exporting import export_step
 from engine.hooks import GuardHook
+from engine.pretraining import PretrainStage
+from engine.training import train_from_newest
 from tests.engine.test_assemble import context, place, stage
 
 __all__ = ["place"]

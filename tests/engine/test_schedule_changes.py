@@ -13,7 +13,8 @@ from configs.stage import StageContext
 from data_pipeline.example import WORD_START
 from data_pipeline.shards import ShardWriter
 from data_pipeline.tokenization import tokenizer_record
-from engine.assemble import PretrainStage, assemble
+from engine.assemble import assemble
+from engine.pretraining import PretrainStage
 from launcher.chain import stage_key
 from tests.engine import tiny
 

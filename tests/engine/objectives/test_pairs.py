@@ -18,11 +18,11 @@ from data_pipeline.shards import ShardWriter
 from data_pipeline.tokenization import tokenizer_record
 from downstream.evaluation.language_model import LanguageModelEvaluation
 from engine.adaptation import FullTraining
-from engine.assemble import PretrainStage
 from engine.checkpoint import FragmentStore
 from engine.learner import Learner
 from engine.models import RandomModel, read_shape
 from engine.objectives import CausalLanguageModelling, MaskedLanguageModelling, mlm, require_fitting
+from engine.pretraining import PretrainStage
 from engine.protocols import Objective
 from tests.engine import tiny
 

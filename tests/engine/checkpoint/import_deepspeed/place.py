@@ -8,7 +8,7 @@ import numpy as np
 from configs.stage import StageContext
 from data_pipeline.shards import ShardWriter
 from data_pipeline.tokenization import tokenizer_record
-from engine.assemble import PretrainStage
+from engine.pretraining import PretrainStage
 from tests.engine import tiny
 from tests.engine.checkpoint.import_deepspeed import foreign
 

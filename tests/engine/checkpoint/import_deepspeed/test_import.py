@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from configs.errors import CheckpointError
-from engine.assemble import PretrainStage, assemble
+from engine.assemble import assemble
 from engine.checkpoint import FragmentStore, describe, open_checkpoint
 from engine.importing import Request, import_checkpoint
 from engine.loop import train_step
+from engine.pretraining import PretrainStage
 from engine.protocols import Run
 from tests.engine.checkpoint.import_deepspeed import foreign, place
 from tests.warm import WarmWorkers

@@ -1,0 +1,131 @@
+"""A pretraining stage's training: from its newest checkpoint to its last step."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from configs.deepspeed_json import offload_device, read_deepspeed, zero_stage
+from data_pipeline.streaming import Cursor
+from engine.activation_checkpointing import recomputable
+from engine.assemble import Parts, make_hooks
+from engine.guarding import RollBack
+
+if TYPE_CHECKING:
+    from engine.checkpoint import Checkpoint
+    from engine.out_of_memory import OutOfMemory
+    from engine.oversight import Oversight
+    from engine.protocols import Batch, Hook, Progress
+
+
+def train_from_newest(parts: Parts) -> int:
+    """Resume if there is a checkpoint, train to the end; returns the last step.
+
+    Raises:
+        Preempted: it was asked to stop; the state is saved.
+        NumericalError: steps that are not to be learned from, and no rollback helps.
+    """
+    from engine import distributed, faults
+    from engine.checkpoint import newest
+    from engine.oversight import Oversight
+    from engine.protocols import Progress
+    from engine.rollback import step_back
+
+    oversight = Oversight.of(parts.context, parts.backend, parts.stage.hang_after)
+    hooks = make_hooks(parts, oversight)
+    root, key = parts.context.folder / "checkpoints", parts.context.key
+    found = newest(root, key, distributed)
+    progress = Progress() if found is None else restore(parts, hooks, found)
+    faults.reached("start")
+    with parts.context.stop.heeded(), oversight.watchdog:
+        while True:
+            try:
+                return _train(parts, oversight, hooks, progress)
+            except RollBack as asked:
+                oversight.watchdog.enter("rollback", asked.steps[-1].step)
+                _settle(hooks)
+                progress = restore(parts, hooks, step_back(root, key, asked), asked)
+
+
+def _settle(hooks: Sequence["Hook"]) -> None:
+    """No checkpoint is on its way any more."""
+    from engine.hooks import CheckpointHook
+
+    for hook in hooks:
+        if isinstance(hook, CheckpointHook):
+            hook.settle()
+
+
+def _train(
+    parts: Parts, oversight: "Oversight", hooks: Sequence["Hook"], progress: "Progress"
+) -> int:
+    """From ``progress`` to the last step; RollBack, on all ranks, if the guard asks for it."""
+    from engine.batches import Batches
+    from engine.hooks import GuardHook, Stragglers
+    from engine.loop import train
+    from engine.protocols import Run
+
+    memory = _memory(parts)
+    timed = [hook.enter for hook in hooks if isinstance(hook, Stragglers)]
+    guard = next((hook for hook in hooks if isinstance(hook, GuardHook)), None)
+
+    def make(step: int) -> list["Batch"]:
+        return [] if guard and guard.avoids(step) else parts.make(step)
+
+    with Batches(make, progress.step, parts.steps) as batches:
+        run = Run(
+            parts.backend,
+            batches,
+            parts.stage.schedule,
+            parts.stage.optimizer.lr,
+            parts.steps,
+            parts.seed,
+            hooks,
+            guard=guard,
+            stop=oversight.stop,
+            observers=(oversight.watchdog.enter, memory.enter, *timed),
+        )
+        with memory.explained():
+            return train(run, progress).step
+
+
+def _memory(parts: Parts) -> "OutOfMemory":
+    """What explains a lack of memory in this run."""
+    from engine.out_of_memory import MemorySettings, OutOfMemory
+
+    stage, backend = parts.stage, parts.backend
+    values, backbone = read_deepspeed(stage.backend.config), backend.learner.backbone
+    recomputed = stage.activation_checkpointing
+    settings = MemorySettings(
+        parts.batches,
+        stage.data.length,
+        zero_stage(values),
+        frozenset(
+            part for part in ("optimizer", "param") if offload_device(values, part) != "none"
+        ),
+        every=recomputed.every if recomputed else None,
+        can_recompute=bool(recomputable(backbone)),  # type: ignore[arg-type]  # nn.Module hides it
+        is_compiled=stage.compile is not None,
+        on_accelerator=backend.device.type != "cpu",
+    )
+    return OutOfMemory(parts.context.name, backend.rank, settings)
+
+
+def restore(
+    parts: Parts, hooks: Sequence["Hook"], found: "Checkpoint", asked: RollBack | None = None
+) -> "Progress":
+    """Put weights, optimizer and hooks where the checkpoint left them.
+
+    ``asked``: it is a rollback; the guard avoids what led to it from now on.
+    """
+    from engine.frozen import require_same_frozen
+    from engine.hooks import GuardHook
+
+    require_same_frozen(found.state, parts.frozen, found.folder)
+    cursor = Cursor.from_json(found.state["cursor"])
+    parts.stream.resume(cursor)
+    for hook in hooks:
+        # An imported checkpoint knows nothing of most hooks: they begin as in a new run.
+        if hook.name in found.state["hooks"]:
+            hook.load_state_dict(found.state["hooks"][hook.name])
+        if asked and isinstance(hook, GuardHook):
+            hook.go_on(asked, found.step)
+    return found.restore(parts.backend)

@@ -114,7 +114,11 @@ def assemble(stage: PretrainStage, context: StageContext) -> Parts:
 
 def _economise(stage: PretrainStage, learner: "Learner") -> None:
     """Recompute layers and compile, as asked; what is exported and counted stays as it is."""
+    import torch
+
     require_compilable(stage)
+    # A compiled stage turns it on; an earlier one of this process may have been compiled.
+    torch.use_deterministic_algorithms(mode=False)
     if stage.activation_checkpointing is not None:
         stage.activation_checkpointing.apply(learner.backbone)
     if stage.compile is not None:
@@ -156,7 +160,7 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
         index = progress.step * parts.batches.global_batch
         return {
             "cursor": parts.stream.cursor(index).to_json(),
-            "hooks": {hook.name: hook.state_dict() for hook in hooks},
+            "hooks": hook_states(hooks),
             frozen.KEY: parts.frozen,
         }
 
@@ -165,6 +169,26 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     if guard:
         saving.first_in_doubt = lambda: guard[0].first_in_doubt
     return [*hooks, saving]
+
+
+def hook_states(hooks: Sequence["Hook"]) -> dict[str, dict[str, Any]]:
+    """Every hook's state; each is asked, whatever happens to another.
+
+    Some ask all ranks, so one that was left out on this rank alone would keep the others waiting.
+
+    Raises:
+        Exception: the first that a hook raised.
+    """
+    states: dict[str, dict[str, Any]] = {}
+    errors: list[Exception] = []
+    for hook in hooks:
+        try:
+            states[hook.name] = hook.state_dict()
+        except Exception as error:  # raised below, when all have been asked
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return states
 
 
 def _guard(parts: Parts) -> list["GuardHook"]:

@@ -123,9 +123,8 @@ def restore(
     cursor = Cursor.from_json(found.state["cursor"])
     parts.stream.resume(cursor)
     for hook in hooks:
-        # An imported checkpoint knows nothing of most hooks: they begin as in a new run.
-        if hook.name in found.state["hooks"]:
-            hook.load_state_dict(found.state["hooks"][hook.name])
+        # A hook that the checkpoint does not know begins as in a new run, at a rollback, too.
+        hook.load_state_dict(found.state["hooks"].get(hook.name, {}))
         if asked and isinstance(hook, GuardHook):
             hook.go_on(asked, found.step)
     return found.restore(parts.backend)

@@ -135,8 +135,9 @@ class Supervisor:
         attempt.started_at, attempt.steps, attempt.last = way.starts, way.steps, way.last
         for source in handle.logs:
             shutil.move(source, records / source.name)
-        if any(attempt.codes):
-            attempt.said = _said(report_to, attempt, records)
+        died = [code for code in map(_code, handle.ended) if code]
+        if died:
+            attempt.said = _said(report_to, attempt, records, died[0])
 
     def _wait(self, attempt: Attempt, handle: Handle) -> list[Ended]:
         try:
@@ -164,8 +165,8 @@ def _code(ended: Ended) -> int:
     return -ended.signal if ended.signal else int(ended.code or 0)
 
 
-def _said(report_to: Path, attempt: Attempt, records: Path) -> dict[str, Any]:
-    first = next(code for code in attempt.codes if code)
+def _said(report_to: Path, attempt: Attempt, records: Path, first: int) -> dict[str, Any]:
+    """What the launcher makes of it; ``first``: the code of the rank that ended first."""
     outcomes = read_outcomes(report_to)
     error = explain(outcomes, attempt.world, first, records / "rank-0.log")
     return {

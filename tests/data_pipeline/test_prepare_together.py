@@ -99,7 +99,7 @@ def test_a_participant_that_dies_is_named_and_others_finish_its_work_later(
 ):
     folder = tmp_path / "run"
     context(folder)
-    monkeypatch.setattr(crew, "LOST_AFTER", 4.0)
+    monkeypatch.setattr(crew, "LOST_AFTER", 15.0)
     command = [sys.executable, "-c", SMALL + DIES, str(files), str(folder)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as dies:
         named = rf"participant 1 of 2 \(process {dies.pid} on .*gave no sign of life"

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(1200)]
 
 Onward = Callable[..., subprocess.CompletedProcess[str]]
 TRAINED = ("base", "dapt", "adapter")

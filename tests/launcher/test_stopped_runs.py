@@ -15,7 +15,7 @@ from launcher.run_folder import RunFolder
 from tests.launcher.pretraining import STAGE, make_data, saved, write_recipe
 from tests.warm import ROOT
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(1200)]
 
 
 def processes_of(output: Path) -> list[int]:

@@ -238,7 +238,7 @@ def onward(environment: dict[str, str]) -> Callable[..., subprocess.CompletedPro
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "launcher", *map(str, arguments)]
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=300
+            command, env=environment, capture_output=True, text=True, check=False, timeout=900
         )
 
     return run

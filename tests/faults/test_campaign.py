@@ -63,6 +63,15 @@ def test_other_numbers_of_ranks_and_other_stages_read_the_same_rows(campaign, wa
 
 
 @pytest.mark.processes
+def test_fifty_steps_after_the_change_are_those_of_the_unbroken_run(campaign, warm):
+    setup = replace(UNEVEN, world=2, steps=56, every=5, extra="average")
+    told = play(campaign, warm, 6, setup, Fault("4", "kill@forward:step=6", world=1, stage=1))
+    assert [attempt["steps"] for attempt in told["attempts"]] == [6, 51]
+    assert told["ids_exact"]
+    assert told["loss_difference"] < 1e-5
+
+
+@pytest.mark.processes
 def test_no_step_is_trained_from_a_damaged_checkpoint(campaign, warm):
     hit = Fault("damaged", "kill@forward:rank=1,step=7", damage="flip", draw=3)
     told = play(campaign, warm, 5, BERT, hit)

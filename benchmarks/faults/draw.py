@@ -207,8 +207,11 @@ def _signal(rng: random.Random, now: Setup, step: int) -> Fault:
 
 
 def _stopped(rng: random.Random, now: Setup, step: int) -> Fault:
-    """A rank stands still, as on a host that hangs."""
-    return Fault("rank stands still", f"stop@{_in_step(rng, now, step)}")
+    """A rank stands still, as on a host that hangs; alone it is killed, as nobody would notice."""
+    where = _in_step(rng, now, step)
+    if now.world == 1:
+        return Fault("killed in a step", f"kill@{where}")
+    return Fault("rank stands still", f"stop@{where}")
 
 
 def _exception(rng: random.Random, now: Setup, step: int) -> Fault:

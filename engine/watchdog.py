@@ -116,6 +116,8 @@ class Watchdog:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._stacks = _stacks_of(self._folder, self._own.rank).open("w", encoding="utf-8")
         Watchdog._at_work = self
+        # A rank that is stopped before the thread's first look could not be named otherwise.
+        _write(self._folder / f"sign-{self._own.rank}.json", self._sign())
         self._thread.start()
         return self
 

@@ -78,7 +78,7 @@ def fits(need: Memory, device: Device) -> bool:
 
 
 def options(job: Job, device: Device) -> Iterator[Option]:
-    """What ``auto`` may choose from, the fastest first: all that goes with the rest of the JSON."""
+    """What ``auto`` may choose from, the fastest first: all that goes with recipe and JSON."""
     if job.backend == "plain":
         yield Option({"stage": 0}, memory(job, {"stage": 0}))
         return
@@ -92,7 +92,7 @@ def options(job: Job, device: Device) -> Iterator[Option]:
         settings += [{**small, **bucket, **away}]
         settings += [{**small, **bucket, **away, "offload_param": {"device": "cpu"}}]
     for zero in settings:
-        if honours(job.values, zero):
+        if zero["stage"] <= job.most_stage and honours(job.values, zero):
             yield Option(zero, memory(job, zero))
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # The compiler plans for one target in so many tokens.
 _PLANNED = 4
 _ROWS_PLANNED = 8
+MOST_STAGE = 2
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -35,7 +36,7 @@ class Compilation(Config):
 
     def check(self, stage: int) -> None:
         """RecipeError at ZeRO stage 3, which gathers each layer's weights by hooks as it runs."""
-        if stage == 3:
+        if stage > MOST_STAGE:
             msg = (
                 "compile: ZeRO stage 3 gathers weights between layers, where a compiled graph "
                 "cannot stop; use zero_optimization.stage 0, 1 or 2, or remove compile"

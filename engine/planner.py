@@ -58,6 +58,7 @@ class Job:
         pulls: whether penalties add to gradients, which takes one more tensor for a moment.
         accumulation: micro-batches a step.
         work: activations of one micro-batch.
+        most_stage: the highest ZeRO stage that the rest of the recipe goes with.
     """
 
     weights: Weights
@@ -69,6 +70,7 @@ class Job:
     averages: int = 0
     pulls: bool = False
     backend: Literal["plain", "deepspeed"] = "deepspeed"
+    most_stage: int = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from configs.deepspeed_json import AUTO, precision, read_deepspeed
 from configs.devices import Device, host_memory
 from configs.errors import RecipeError, ResourceError
-from engine import choosing
+from engine import choosing, compilation
 from engine.activations import Rows, activations
 from engine.adaptation import FullTraining
 from engine.choosing import JobOf, Option, Split
@@ -70,6 +70,7 @@ def job_of(stage: "PretrainStage", shape: ModelShape, weights: Weights, device: 
             averages=len(averaging.build().keys) if averaging else 0,
             pulls=bool(penalties),
             backend=stage.backend.name,
+            most_stage=3 if getattr(stage, "compile", None) is None else compilation.MOST_STAGE,
         )
 
     return make

@@ -72,6 +72,16 @@ def test_nothing_is_chosen_that_the_rest_of_the_json_forbids() -> None:
         stage(20 * 10**9, 8, scaled)
 
 
+def test_no_stage_is_chosen_that_the_recipe_does_not_go_with() -> None:
+    make = jobs(20 * 10**9, BF16)
+    assert choose(make, Split(8, 4, None), H100).zero["stage"] == 3
+
+    def compiled(split: Split) -> Job:
+        return dataclasses.replace(make(split), most_stage=2)
+
+    assert choose(compiled, Split(8, 4, None), H100).zero["stage"] < 3
+
+
 def test_what_would_fit_is_told() -> None:
     with pytest.raises(ResourceError) as caught:
         choose(jobs(10**8, per_row=20 * GIB), Split(1, 8, None), H100)

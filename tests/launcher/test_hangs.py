@@ -1,6 +1,7 @@
 """Ranks that are stopped, stuck or killed: the others end soon, and say which one it was."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def test_a_rank_that_is_stopped_is_named_and_the_others_end(
     warm: WarmWorkers, data: Path, tmp_path: Path
 ) -> None:
     launches = Launches(warm, data, tmp_path / "run", hang_after=5.0)
-    ended = launches.run("stop@forward:rank=1,step=3", patience=10.0)
+    ended = launches.run("stop@forward:rank=1,step=3", patience=2.0)
     assert ended[0].code == 5, ended[0].text
     error = launches.explained(ended)
     assert isinstance(error, LaunchError)
@@ -40,7 +41,7 @@ def test_a_rank_that_is_stuck_is_behind_and_every_stack_is_there(
     ended = launches.run("sleep@forward:rank=1,step=3,seconds=90")
     assert [each.code for each in ended] == [5, 5], ended[0].text
     error = str(launches.explained(ended))
-    assert "is behind: in 'forward' after 3 steps, silent for " in error
+    assert re.search(r"is behind: in 'forward' after 3 steps, silent for [5-9]", error)
     assert error.index("rank 1 (process") < error.index("is behind")
     assert "the others wait in 'backward' after 3 steps" in error
     assert "faults.py" in (launches.folder / "hang-rank-1.txt").read_text()

@@ -137,7 +137,14 @@ def _require_tokenizer(sha256: str, stream: TokenStream) -> None:
 def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     """Checkpoints come last: what is saved is what the others have seen."""
     from engine import frozen
-    from engine.hooks import CheckpointHook, MetricsHook, Origin, TensorBoardHook, Throughput
+    from engine.hooks import (
+        CheckpointHook,
+        Garbage,
+        MetricsHook,
+        Origin,
+        TensorBoardHook,
+        Throughput,
+    )
 
     stage, folder, steps = parts.stage, parts.context.folder, parts.steps
     board = TensorBoardHook(folder / "tensorboard")
@@ -168,7 +175,7 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     saving = CheckpointHook(root, key, state, policy, steps, oversight.stop, [board])
     if guard:
         saving.first_in_doubt = lambda: guard[0].first_in_doubt
-    return [*hooks, saving]
+    return [*hooks, Garbage(), saving]
 
 
 def hook_states(hooks: Sequence["Hook"]) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Hooks: what happens around steps. To add one: write its file, then name it here."""
 
 from engine.hooks.checkpointing import CheckpointHook
+from engine.hooks.garbage import Garbage
 from engine.hooks.guard import GuardHook
 from engine.hooks.metrics import MetricsHook
 from engine.hooks.numbers import JsonLines, Sink
@@ -12,6 +13,7 @@ from engine.hooks.validation import ValidationHook
 
 __all__ = [
     "CheckpointHook",
+    "Garbage",
     "GuardHook",
     "JsonLines",
     "MetricsHook",

@@ -11,14 +11,15 @@ from typing import Any, Literal
 
 from configs.deepspeed_json import precision
 from engine.activations import Pass
+from engine.layout import Layout, Module
 
 Offload = Literal["none", "optimizer", "all"]
-_BUCKET = 500_000_000
+BUCKET = 500_000_000
 """Values in DeepSpeed's reduction buffer, which is allocated whole, however small the model."""
-_SUB_GROUP = 1_000_000_000
-_LIVE = 1_000_000_000
-_PREFETCH = 50_000_000
-_PERSISTS_BELOW = 100_000
+SUB_GROUP = 1_000_000_000
+LIVE = 1_000_000_000
+PREFETCH = 50_000_000
+PERSISTS_BELOW = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,24 @@ class Weights:
         matrices: the trained ones that are decayed, in the model's order.
         vectors: the trained ones that are not.
         frozen: without gradients and states.
+        layout: the model's modules, with tensors numbered as in ``tensors``; empty: not known,
+            every tensor counts as a module by itself.
     """
 
     matrices: tuple[int, ...]
     vectors: tuple[int, ...]
     frozen: tuple[int, ...] = ()
+    layout: Layout = ()
+
+    @property
+    def tensors(self) -> tuple[int, ...]:
+        """All of them: matrices, vectors, frozen ones."""
+        return (*self.matrices, *self.vectors, *self.frozen)
+
+    @property
+    def modules(self) -> Layout:
+        """The layout; where it is not known, one that has the tensors in their order."""
+        return self.layout or tuple(Module(0, (number,)) for number in range(len(self.tensors)))
 
     @property
     def trained(self) -> int:
@@ -58,6 +72,7 @@ class Job:
         pulls: whether penalties add to gradients, which takes one more tensor for a moment.
         accumulation: micro-batches a step.
         work: activations of one micro-batch.
+        sources: of data, which the loop counts each.
         most_stage: the highest ZeRO stage that the rest of the recipe goes with.
     """
 
@@ -70,6 +85,7 @@ class Job:
     averages: int = 0
     pulls: bool = False
     backend: Literal["plain", "deepspeed"] = "deepspeed"
+    sources: int = 1
     most_stage: int = 3
 
 
@@ -100,7 +116,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class _Widths:
+class Widths:
     """Bytes a value: weights, master weights, optimizer states, accumulated gradients."""
 
     weight: int
@@ -109,7 +125,8 @@ class _Widths:
     gradient: int
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "_Widths":
+    def of(cls, values: Mapping[str, Any]) -> "Widths":
+        """As DeepSpeed's JSON has them."""
         kind = precision(values)
         if kind == "fp32":
             return cls(4, 4, 4, 4)
@@ -128,13 +145,13 @@ def memory(job: Job, zero: Mapping[str, Any]) -> Memory:
     return _sharded(job, zero) if stage == 3 else _flat(job, zero, stage)
 
 
-def _states(job: Job, widths: _Widths, count: int) -> int:
+def _states(job: Job, widths: Widths, count: int) -> int:
     return (job.states * widths.state + 4 * job.averages) * count
 
 
 def _whole(job: Job) -> Memory:
     """The plain backend, and stage 0: every rank holds everything."""
-    widths, weights = _Widths.of(job.values), job.weights
+    widths, weights = Widths.of(job.values), job.weights
     trained = weights.trained
     masters = 0 if widths.weight == 4 else 4 * trained
     rest = widths.weight * weights.all + masters + _states(job, widths, trained)
@@ -144,7 +161,7 @@ def _whole(job: Job) -> Memory:
     if masters:
         # A low-precision gradient beside its copy in fp32, parameter by parameter at the end.
         passing += widths.weight * trained
-    reduced = 4 * min(trained, _BUCKET) if job.world > 1 else 0
+    reduced = 4 * min(trained, BUCKET) if job.world > 1 else 0
     pulls = 4 * largest if job.pulls else 0
     ready = rest + gradients
     return Memory(rest, ready, rest + passing, ready, ready + max(reduced, pulls))
@@ -165,14 +182,14 @@ def _shares(numels: Sequence[int], world: int) -> tuple[int, int]:
 
 def _flat(job: Job, zero: Mapping[str, Any], stage: int) -> Memory:
     """Stages 1 and 2: a flat tensor a group, its partition on this rank."""
-    widths, weights, world = _Widths.of(job.values), job.weights, job.world
+    widths, weights, world = Widths.of(job.values), job.weights, job.world
     groups = [_shares(group, world) for group in (weights.matrices, weights.vectors) if group]
     share, touched = sum(size for size, _ in groups), sum(most for _, most in groups)
     largest_group = max(size for size, _ in groups)
     largest = max((*weights.matrices, *weights.vectors))
     flat = widths.weight * (share * world + sum(weights.frozen))
     optimizer = widths.master * share + _states(job, widths, share)
-    bucket = widths.weight * int(zero.get("reduce_bucket_size", _BUCKET))
+    bucket = widths.weight * int(zero.get("reduce_bucket_size", BUCKET))
     if zero.get("overlap_comm"):
         bucket *= 2
     kept = widths.gradient * (share if widths.gradient > widths.weight else touched)
@@ -182,7 +199,7 @@ def _flat(job: Job, zero: Mapping[str, Any], stage: int) -> Memory:
     before = (whole if stage == 1 else kept) if job.accumulation > 1 else 0
     passing = bucket + before + job.work.bytes
     reducing = bucket + kept + unreduced + (before if stage == 2 else 0)
-    if _offload(zero) != "none":
+    if offloaded(zero) != "none":
         host = optimizer + (widths.master + widths.weight) * share + widths.weight * largest
         rest = flat + widths.weight * largest
         moving = bucket + (whole if stage == 1 else widths.weight * largest)
@@ -197,7 +214,7 @@ def _flat(job: Job, zero: Mapping[str, Any], stage: int) -> Memory:
     return Memory(rest, rest + kept, rest + max(passing, reducing), step, update)
 
 
-def _cast(widths: _Widths) -> int:
+def _cast(widths: Widths) -> int:
     """Bytes a value while accumulated gradients become the flat ones of the optimizer."""
     apart = widths.gradient != widths.master
     return widths.gradient + (widths.master if apart else 0)
@@ -205,18 +222,18 @@ def _cast(widths: _Widths) -> int:
 
 def _sharded(job: Job, zero: Mapping[str, Any]) -> Memory:
     """Stage 3: every tensor is cut over the ranks, and gathered for use."""
-    widths, weights, world = _Widths.of(job.values), job.weights, job.world
+    widths, weights, world = Widths.of(job.values), job.weights, job.world
     tensors = (*weights.matrices, *weights.vectors)
     cut = sum(ceil(numel / world) for numel in tensors)
     frozen = sum(ceil(numel / world) for numel in weights.frozen)
-    threshold = _setting(zero, "param_persistence_threshold", _PERSISTS_BELOW)
+    threshold = setting(zero, "param_persistence_threshold", PERSISTS_BELOW)
     # On one rank what is gathered is the cut itself.
     persistent = sum(n for n in (*tensors, *weights.frozen) if n <= threshold and world > 1)
-    bucket = widths.weight * int(zero.get("reduce_bucket_size", _BUCKET))
+    bucket = widths.weight * int(zero.get("reduce_bucket_size", BUCKET))
     optimizer = widths.master * cut + _states(job, widths, cut)
     gradients = widths.gradient * cut
     share = widths.weight * (cut + frozen + _within_host((*tensors, *weights.frozen), zero))
-    offload = _offload(zero)
+    offload = offloaded(zero)
     gathered = widths.weight * _live(weights, zero) if world > 1 else 0
     host = 0
     if offload != "none":
@@ -228,7 +245,7 @@ def _sharded(job: Job, zero: Mapping[str, Any]) -> Memory:
     rest = held + widths.weight * persistent
     scattered = widths.weight * min(weights.trained, bucket // widths.weight)
     in_pass = held + max(gathered, widths.weight * persistent) + max(job.work.bytes, scattered)
-    sub_group = _sub_group(weights, world, int(zero.get("sub_group_size", _SUB_GROUP)))
+    sub_group = max(sub_groups(weights, world, zero))
     backward = held + max(gathered, widths.weight * persistent)
     if offload != "none":
         return Memory(rest, backward, in_pass, held, max(held, rest), host)
@@ -237,7 +254,7 @@ def _sharded(job: Job, zero: Mapping[str, Any]) -> Memory:
     return Memory(rest, backward, in_pass, step, max(update, rest))
 
 
-def _setting(zero: Mapping[str, Any], key: str, usual: int) -> int:
+def setting(zero: Mapping[str, Any], key: str, usual: int) -> int:
     """DeepSpeed takes these of stage 3 with its prefix and without."""
     return int(zero.get(f"stage3_{key}", zero.get(key, usual)))
 
@@ -250,26 +267,30 @@ def _within_host(tensors: Sequence[int], zero: Mapping[str, Any]) -> int:
 
 def _live(weights: Weights, zero: Mapping[str, Any]) -> int:
     """The most values of gathered tensors at once."""
-    most = _setting(zero, "max_live_parameters", _LIVE)
-    ahead = _setting(zero, "prefetch_bucket_size", _PREFETCH)
+    most = setting(zero, "max_live_parameters", LIVE)
+    ahead = setting(zero, "prefetch_bucket_size", PREFETCH)
     largest = max((*weights.matrices, *weights.vectors, *weights.frozen))
     return min(weights.all, max(most, largest) + ahead)
 
 
-def _sub_group(weights: Weights, world: int, size: int) -> int:
-    """Values of the largest sub-group: tensors in a row until there are ``size`` of them."""
-    most = 0
+def sub_groups(weights: Weights, world: int, zero: Mapping[str, Any]) -> list[int]:
+    """Values of each of stage 3's sub-groups: tensors in a row until there are enough of them."""
+    size = int(zero.get("sub_group_size", SUB_GROUP))
+    found = []
     for group in (weights.matrices, weights.vectors):
         together = 0
         for numel in group:
             together += ceil(numel / world)
-            most = max(most, together)
             if together >= size:
+                found.append(together)
                 together = 0
-    return most
+        if together:
+            found.append(together)
+    return found
 
 
-def _offload(zero: Mapping[str, Any]) -> Offload:
+def offloaded(zero: Mapping[str, Any]) -> Offload:
+    """What of a rank's share lies on the host."""
     parts = [
         part
         for part in ("optimizer", "param")

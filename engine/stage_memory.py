@@ -12,6 +12,7 @@ from engine import choosing, compilation
 from engine.activations import Rows, activations
 from engine.adaptation import FullTraining
 from engine.choosing import JobOf, Option, Split
+from engine.layout import layout_of
 from engine.parameter_shapes import ModelShape, low_rank, model_shape
 from engine.planner import Job, Weights
 
@@ -31,11 +32,7 @@ def architecture(stage: "PretrainStage") -> "Architecture":
 def weights_of(stage: "PretrainStage", shape: ModelShape) -> Weights:
     """What trains and what does not; a head made afresh beside LoRA is not foreseen."""
     if isinstance(stage.adaptation, FullTraining):
-        flat = [(len(weight.shape) > 1, weight.numel) for weight in shape.weights]
-        return Weights(
-            tuple(numel for is_matrix, numel in flat if is_matrix),
-            tuple(numel for is_matrix, numel in flat if not is_matrix),
-        )
+        return whole(shape)
     rank = stage.adaptation.rank
     updates = [
         rank * side
@@ -43,6 +40,18 @@ def weights_of(stage: "PretrainStage", shape: ModelShape) -> Weights:
         for side in weight.linear or ()
     ]
     return Weights(tuple(updates), (), tuple(weight.numel for weight in shape.weights))
+
+
+def whole(shape: ModelShape) -> Weights:
+    """A model all of whose weights train."""
+    matrices = [number for number, weight in enumerate(shape.weights) if len(weight.shape) > 1]
+    vectors = [number for number, weight in enumerate(shape.weights) if len(weight.shape) == 1]
+    places = {number: place for place, number in enumerate((*matrices, *vectors))}
+    return Weights(
+        tuple(shape.weights[number].numel for number in matrices),
+        tuple(shape.weights[number].numel for number in vectors),
+        layout=layout_of(shape, [places[number] for number in range(len(shape.weights))]),
+    )
 
 
 def asked_split(stage: "PretrainStage", world: int) -> Split:
@@ -70,6 +79,7 @@ def job_of(stage: "PretrainStage", shape: ModelShape, weights: Weights, device: 
             averages=len(averaging.build().keys) if averaging else 0,
             pulls=bool(penalties),
             backend=stage.backend.name,
+            sources=len(stage.data.sources),
             most_stage=3 if getattr(stage, "compile", None) is None else compilation.MOST_STAGE,
         )
 

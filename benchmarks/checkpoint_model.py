@@ -78,15 +78,7 @@ def step(backend: Any, objective: Any) -> None:
 
 def trials(function: str, arguments: dict[str, Any], folder: Path) -> None:
     """Call a function of this package on two ranks that have imported everything."""
-    import os
+    from benchmarks import ranks
 
-    from launcher import jit
-    from launcher.environment import cores, worker_environment
-    from tests.warm import WarmWorkers
-
-    os.environ.update(worker_environment({**os.environ, "DS_ACCELERATOR": "cpu"}, 2, 0, cores()))
-    jit.build_operators()
-    with WarmWorkers({}, folder / "warm") as workers:
-        ended = workers.run(function, arguments, world=2, timeout=560)
-    if any(each.code for each in ended):
-        raise RuntimeError("\n".join(each.text[-3000:] for each in ended))
+    with ranks.ready(folder) as call:
+        call(function, arguments, 2)

@@ -122,6 +122,7 @@ def run_cell(
     All ranks of the backend call it; each gets the result.
     """
     from engine.batches import Batches
+    from engine.delivery import delivery_to
     from engine.loop import train
     from engine.protocols import Run
 
@@ -135,7 +136,7 @@ def run_cell(
         parts = order.step(step, backend.rank)
         return [objective.collate([examples["train"][i] for i in rows], seed, 1) for rows in parts]
 
-    with Batches(make, 0, ends[-1]) as batches:
+    with Batches(make, 0, ends[-1], delivery=delivery_to(backend.device)) as batches:
         lr = recipe.optimizer.lr
         run = Run(backend, batches, recipe.schedule, lr, ends[-1], seed, (choosing,))
         train(run)

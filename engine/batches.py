@@ -7,9 +7,10 @@ from types import TracebackType
 from typing import Self
 
 from engine import faults
+from engine.delivery import Delivery, Sent
 from engine.protocols import Batch
 
-_Item = Sequence[Batch] | BaseException | None
+_Item = Sequence[Batch] | Sent | BaseException | None
 
 
 class Batches(Iterator[Sequence[Batch]]):
@@ -17,7 +18,7 @@ class Batches(Iterator[Sequence[Batch]]):
 
     What a step reads is a function of its number alone, so a resumed run just starts later.
     An error in ``make`` comes out of ``next`` at the step it belongs to. Close it, or use it as
-    a context manager, to end the thread early.
+    a context manager, to end the thread early. With a ``delivery`` they lie on its GPU.
     """
 
     def __init__(
@@ -26,8 +27,10 @@ class Batches(Iterator[Sequence[Batch]]):
         first_step: int,
         steps: int,
         depth: int = 2,
+        delivery: Delivery | None = None,
     ) -> None:
         self._make = make
+        self._delivery = delivery
         self._range = range(first_step, steps)
         self._ready: queue.Queue[_Item] = queue.Queue(maxsize=max(1, depth))
         self._closed = threading.Event()
@@ -44,7 +47,7 @@ class Batches(Iterator[Sequence[Batch]]):
             if item is None:
                 raise StopIteration
             raise item
-        return item
+        return item.received() if isinstance(item, Sent) else item
 
     def close(self) -> None:
         """End the thread and drop what it made."""
@@ -77,7 +80,8 @@ class Batches(Iterator[Sequence[Batch]]):
                 if self._closed.is_set():
                     return
                 faults.reached("data", step=step)
-                self._put([pinned(batch) for batch in self._make(step)])
+                batches = self._make(step)
+                self._put(self._delivery.send(batches) if self._delivery else batches)
         except BaseException as error:  # handed on to the thread that reads
             self._put(error)
         else:
@@ -90,13 +94,3 @@ class Batches(Iterator[Sequence[Batch]]):
             except queue.Full:
                 continue
             return
-
-
-def pinned(batch: Batch) -> Batch:
-    """The batch in page-locked memory where there is a GPU, so that copies need not wait."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return batch
-    tensors = {name: tensor.pin_memory() for name, tensor in batch.tensors.items()}
-    return Batch(tensors, batch.count, batch.tokens, batch.source_counts, batch.source_tokens)

@@ -71,7 +71,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     micro_batches = _next(run, step)
     run.enter("reduce", step)
     faults.reached("reduce", step=step)
-    counts = backend.sum_over_ranks(_counts(micro_batches))
+    counts = backend.sum_over_ranks(_counts(micro_batches, backend.device))
     losses = _pass(run, step, micro_batches, counts[0].clamp(min=1.0))
     permit = run.guard.judge(backend, step, losses, counts) if run.guard else None
     run.enter("optimizer", step)
@@ -128,10 +128,14 @@ def _next(run: Run, step: int) -> Sequence[Batch]:
     return micro_batches
 
 
-def _counts(micro_batches: Sequence[Batch]) -> "Tensor":
-    """fp64 [2 + 2S]: targets, tokens, targets by source, tokens by source, of this rank."""
+def _counts(micro_batches: Sequence[Batch], device: torch.device) -> "Tensor":
+    """fp64 [2 + 2S] on the CPU: targets, tokens, both by source, of this rank.
+
+    Where they go to a GPU they lie in page-locked memory, so that the copy waits for nothing.
+    """
     rows = [(b.count, b.tokens, *b.source_counts, *b.source_tokens) for b in micro_batches]
-    return torch.tensor(rows, dtype=torch.float64).sum(0)
+    sums = [sum(column) for column in zip(*rows, strict=True)]
+    return torch.tensor(sums, dtype=torch.float64, pin_memory=device.type == "cuda")
 
 
 def _end(hook: Hook, run: Run, now: list[Progress]) -> None:

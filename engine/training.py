@@ -59,6 +59,7 @@ def _train(
 ) -> int:
     """From ``progress`` to the last step; RollBack, on all ranks, if the guard asks for it."""
     from engine.batches import Batches
+    from engine.delivery import delivery_to
     from engine.hooks import GuardHook, Stragglers
     from engine.loop import train
     from engine.protocols import Run
@@ -70,7 +71,8 @@ def _train(
     def make(step: int) -> list["Batch"]:
         return [] if guard and guard.avoids(step) else parts.make(step)
 
-    with Batches(make, progress.step, parts.steps) as batches:
+    delivery = delivery_to(parts.backend.device)
+    with Batches(make, progress.step, parts.steps, delivery=delivery) as batches:
         run = Run(
             parts.backend,
             batches,

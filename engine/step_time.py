@@ -37,12 +37,15 @@ class Network:
     Attributes:
         within: between two ranks of a host.
         between: of a whole host to the others: its ranks share it.
+        scatters: whether a reduce-scatter leaves each rank its own part alone; gloo reduces
+            everything for everyone, and drops the rest.
     """
 
     within: Link
     between: Link
     hosts: int
     ranks_per_host: int
+    scatters: bool = True
 
     @property
     def ranks(self) -> int:
@@ -88,7 +91,7 @@ def collective_seconds(collective: Collective, network: Network) -> float:
     bandwidth = min(narrowest.bandwidth, network.within.bandwidth)
     if network.ranks_per_host == 1:
         bandwidth = network.between.bandwidth
-    rounds = _ROUNDS[collective.kind]
+    rounds = _rounds(collective, network)
     ring = rounds * (
         collective.calls * _hops(network) + (ranks - 1) / ranks * collective.bytes / bandwidth
     )
@@ -96,6 +99,18 @@ def collective_seconds(collective: Collective, network: Network) -> float:
         return ring
     tree = rounds * (collective.calls * _levels(network) + collective.bytes / bandwidth)
     return min(ring, tree)
+
+
+def _rounds(collective: Collective, network: Network) -> int:
+    """How often a part of it goes around the ring."""
+    is_whole = collective.kind == "reduce_scatter" and not network.scatters
+    return _ROUNDS["all_reduce" if is_whole else collective.kind]
+
+
+def sent_bytes(collective: Collective, network: Network) -> float:
+    """What one rank sends for all its calls, along a ring."""
+    ranks = network.ranks
+    return _rounds(collective, network) * (ranks - 1) / ranks * collective.bytes
 
 
 def _hops(network: Network) -> float:

@@ -13,6 +13,8 @@ MODULES = {
     "D3": "resume",
     "D4": "mask",
     "P6": "waiting",
+    "P7": "census",
+    "P8": "counted",
     "P9": "checkpoint_save",
     "P10": "checkpoint_async",
     "P11": "resume_start",

@@ -73,7 +73,7 @@ class _Rehearsal:
 
     def _pass(self, order: list[int]) -> list[Call]:
         self._calls = []
-        layout, open_modules = self._given.layout, list[int]()
+        open_modules: list[int] = []
         for position in order:
             while open_modules and not self._holds(open_modules[-1], position):
                 self._leave(open_modules.pop())
@@ -81,7 +81,6 @@ class _Rehearsal:
             self._enter(position)
         while open_modules:
             self._leave(open_modules.pop())
-        del layout
         return self._calls
 
     def _holds(self, outer: int, inner: int) -> bool:
@@ -125,23 +124,30 @@ class _Rehearsal:
         given = self._given
         own = set(given.layout[position].tensors)
         going = {t for t in own if not given.persistent[t] and self._fetched_for[t] <= self._step}
-        going -= self._soon(going)
+        going -= self._soon(going, position)
         for tensor in own:
             self._used[tensor].discard(position)
             if tensor in going and self._here[tensor] and not self._used[tensor]:
                 self._here[tensor] = False
                 self._live -= given.tensors[tensor]
 
-    def _soon(self, candidates: set[int]) -> set[int]:
-        """Those of them that are used again within the distance."""
+    def _soon(self, candidates: set[int], leaving: int) -> set[int]:
+        """Those of them that are used again within the distance, as DeepSpeed measures it."""
         found: set[int] = set()
-        if not candidates:
-            return found
         passed = 0
-        for position in self._order[self._step :]:
+        for position in self._order[self._step :] if candidates else ():
             if passed >= self._given.reuse:
                 break
-            for tensor in self._given.layout[position].tensors:
+            for tensor in self._seen_from(leaving, position):
                 found.add(tensor)
                 passed += self._given.tensors[tensor]
         return found & candidates
+
+    def _seen_from(self, leaving: int, position: int) -> Iterator[int]:
+        """A whole module looks into all others, and the others do not look into a whole one."""
+        layout = self._given.layout
+        if layout[leaving].is_whole:
+            for inner in range(position, after(layout, position)):
+                yield from layout[inner].tensors
+        elif not layout[position].is_whole:
+            yield from layout[position].tensors

@@ -18,10 +18,12 @@ class Module:
     Attributes:
         depth: how many modules hold it.
         tensors: numbers of those that it uses itself.
+        is_whole: DeepSpeed knows no modules within it, as with a mixture of experts.
     """
 
     depth: int
     tensors: tuple[int, ...] = ()
+    is_whole: bool = False
 
 
 Layout = tuple[Module, ...]
@@ -34,13 +36,14 @@ _FORWARD = {
     "token_type_embeddings": -1,
     "word_embeddings": -2,
 }
-"""Of siblings the order in a forward pass, where it is not that of their names' first mention."""
+"""Places among siblings in a forward pass, where it is not the order of the weights."""
 
 
 @dataclass
 class _Node:
     tensors: list[int] = field(default_factory=list)
     children: dict[str, "_Node"] = field(default_factory=dict)
+    is_whole: bool = False
 
     def at(self, path: Sequence[str]) -> "_Node":
         node = self
@@ -49,15 +52,15 @@ class _Node:
         return node
 
     def walk(self, depth: int) -> Iterator[Module]:
-        yield Module(depth, tuple(self.tensors))
+        yield Module(depth, tuple(self.tensors), self.is_whole)
         order = _ordered(list(self.children))
         for name in order:
             yield from self.children[name].walk(depth + 1)
 
 
 def _ordered(names: list[str]) -> list[str]:
-    """In forward order; of attention and feed-forward layers the norms stand before each."""
-    if "self_attn" in names or "embeddings" in "".join(names):
+    """Siblings in forward order."""
+    if {"self_attn", "word_embeddings"} & set(names):
         return sorted(names, key=lambda name: _FORWARD.get(name, 0))
     return names
 
@@ -72,8 +75,10 @@ def layout_of(shape: "ModelShape", numbers: Sequence[int]) -> Layout:
     root = _Node()
     biases: list[int] = []
     for weight, number in zip(shape.weights, numbers, strict=True):
-        *path, _ = weight.name.split(".")
-        root.at(path).tensors.append(number)
+        path, is_whole = _module(weight.name)
+        node = root.at(path)
+        node.tensors.append(number)
+        node.is_whole = is_whole
         if weight.head and len(weight.shape) == 1 and weight.shape[0] == shape.sizes.vocabulary:
             biases.append(number)
     names = [weight.name for weight in shape.weights]
@@ -81,6 +86,14 @@ def layout_of(shape: "ModelShape", numbers: Sequence[int]) -> Layout:
         tied = root.at(_output(shape))
         tied.tensors[:] = [numbers[names.index(shape.output)], *biases]
     return tuple(root.walk(0))
+
+
+def _module(name: str) -> tuple[list[str], bool]:
+    """The path of the module that uses a weight, and whether it is a mixture of experts."""
+    *path, _ = name.split(".")
+    if "experts" in path or path[-2:] == ["mlp", "gate"]:
+        return path[: path.index("mlp") + 1], True
+    return path, False
 
 
 def _is_head(shape: "ModelShape", name: str) -> bool:

@@ -1,108 +1,28 @@
 """The planner held against a census of what ranks hold."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.census import BUCKET, NOTHING, SHAPE, asked_of, most_held, values
 from configs.deepspeed_json import read_deepspeed
-from engine.activations import Pass
-from engine.models import read_shape
-from engine.parameter_shapes import low_rank, model_shape
 from engine.planner import Job, Memory, Weights, memory
-from tests.engine import tiny
+from engine.stage_memory import whole
 from tests.warm import WarmWorkers
-
-CHANGES = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
-RANK = 4
-BUCKET = 200_000
-SHAPE = model_shape(read_shape("bert_tiny") | CHANGES, "masked_lm", tiny.VOCABULARY)
-NOTHING = Pass(0, 0, 0, 0)
-
-
-def values(kind: str, stage: int, world: int, **changes: Any) -> dict[str, Any]:
-    zero = {"stage": stage} | ({"reduce_bucket_size": BUCKET} if stage else {})
-    accumulation = changes.pop("accumulation", 1)
-    precision = {} if kind == "fp32" else {kind: {"enabled": True} | changes.pop(kind, {})}
-    return {
-        "train_batch_size": 8,
-        "train_micro_batch_size_per_gpu": 8 // world // accumulation,
-        "gradient_clipping": 1.0,
-        "zero_optimization": zero | changes,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    } | precision
-
-
-LOW = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
-
-
-def cases(world: int) -> dict[str, dict[str, Any]]:
-    """Name -> what tests/engine/census.py takes."""
-    found: dict[str, dict[str, Any]] = {
-        "fp32 0": {"values": values("fp32", 0, world)},
-        "fp32 1": {"values": values("fp32", 1, world)},
-        "bf16 1": {"values": values("bf16", 1, world)},
-        "bf16 2": {"values": values("bf16", 2, world, accumulation=2)},
-        "bf16 3": {"values": values("bf16", 3, world)},
-    }
-    if world == 1:
-        plain = {"train_batch_size": 8, "bf16": {"enabled": True}}
-        found |= {
-            "bf16 plain": {"values": plain, "plain": True},
-            "fp32 3": {"values": values("fp32", 3, world)},
-            "lora": {"values": values("bf16", 1, world), "rank": RANK},
-            "penalty": {"values": values("bf16", 1, world), "penalties": 1},
-            "low states": {"values": values("bf16", 1, world, bf16=LOW)},
-            "small groups": {"values": values("bf16", 3, world, sub_group_size=BUCKET)},
-        }
-    return {name: {"shape": "bert_tiny", "changes": CHANGES} | case for name, case in found.items()}
-
-
-def planned(case: dict[str, Any], world: int) -> dict[str, int]:
-    given = case["values"]
-    penalties = case.get("penalties", 0)
-    job = Job(
-        low_rank_weights() if "rank" in case else full_weights(),
-        given,
-        world,
-        8 // world // given.get("train_micro_batch_size_per_gpu", 8),
-        NOTHING,
-        states=2 + penalties,
-        pulls=bool(penalties),
-        backend="plain" if "plain" in case else "deepspeed",
-    )
-    need = memory(job, given.get("zero_optimization", {}))
-    return {"rest": need.rest, "backward": need.backward, "step": need.step}
-
-
-def full_weights() -> Weights:
-    return Weights(
-        tuple(weight.numel for weight in SHAPE.weights if len(weight.shape) > 1),
-        tuple(weight.numel for weight in SHAPE.weights if len(weight.shape) == 1),
-    )
-
-
-def low_rank_weights() -> Weights:
-    sides = (side for weight, _ in low_rank(SHAPE, RANK, None) for side in weight.linear or ())
-    frozen = tuple(weight.numel for weight in SHAPE.weights)
-    return Weights(tuple(RANK * side for side in sides), (), frozen)
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("world", [1, 2])
 def test_ranks_hold_what_is_planned(world: int, warm: WarmWorkers, tmp_path: Path) -> None:
-    asked = {name: case | {"planned": planned(case, world)} for name, case in cases(world).items()}
+    asked = asked_of(world)
     arguments = {"folder": str(tmp_path), "cases": asked}
-    ended = warm.run("tests.engine.census:take", arguments, world, env={"LOCAL_SIZE": str(world)})
+    ended = warm.run("benchmarks.census:take", arguments, world, env={"LOCAL_SIZE": str(world)})
     assert [end.code for end in ended] == [0] * world, ended[0].text
-    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(world)]
+    held = most_held(tmp_path, world)
     for name, case in asked.items():
-        for point, told in case["planned"].items():
-            most = max(found[name][point] for found in ranks)
-            # Position ids and counters, of a few kB, are what is not planned.
-            assert told == pytest.approx(most, rel=0.01), f"{name}: {point}"
+        # Position ids and counters, of a few kB, are what is not planned.
+        assert case["planned"] == pytest.approx(held[name], rel=0.01), name
 
 
 @pytest.mark.parametrize(("stage", "bytes_each"), [(0, 16), (1, 20), (2, 20), (3, 20)])
@@ -117,7 +37,7 @@ def test_bytes_a_parameter_of_one_large_tensor(stage: int, bytes_each: int) -> N
 
 
 def test_offload_moves_states_to_the_host() -> None:
-    job = Job(full_weights(), values("bf16", 2, 4), 4, 1, NOTHING)
+    job = Job(whole(SHAPE), values("bf16", 2, 4), 4, 1, NOTHING)
     here = memory(job, {"stage": 2, "reduce_bucket_size": BUCKET})
     away = {"stage": 2, "reduce_bucket_size": BUCKET, "offload_optimizer": {"device": "cpu"}}
     there = memory(job, away)

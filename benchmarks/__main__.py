@@ -18,6 +18,7 @@ MODULES = {
     "P9": "checkpoint_save",
     "P10": "checkpoint_async",
     "P11": "resume_start",
+    "P14": "two_hosts",
     "remote": "remote",
     "cleaning": "cleaning",
     "cpu_attention": "cpu_attention",

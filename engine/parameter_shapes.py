@@ -25,12 +25,14 @@ class Weight:
         shape: as it lies in memory.
         linear: (in, out) of the linear layer it is the matrix of; None for anything else.
         head: it belongs to what turns hidden states into predictions, not to the backbone.
+        is_table: rows are looked up in it; nothing is multiplied with it.
     """
 
     name: str
     shape: tuple[int, ...]
     linear: tuple[int, int] | None = None
     head: bool = False
+    is_table: bool = False
 
     @property
     def numel(self) -> int:
@@ -81,6 +83,13 @@ class ModelShape:
     def parameters(self) -> int:
         """How many values there are."""
         return sum(weight.numel for weight in self.weights)
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether a token sees only those before it."""
+        return (
+            self.model_type != "modernbert" and "type_vocab_size" not in _DEFAULTS[self.model_type]
+        )
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -142,6 +151,7 @@ _DEFAULTS["qwen2"] = _DEFAULTS["llama"] | {
     "num_key_value_heads": 32,
 }
 KNOWN = tuple(sorted(_DEFAULTS))
+_DECODERS = {"gpt2", "llama", "mistral", "mixtral", "qwen2"}
 _ALIASES = {
     "gpt2": {
         "hidden_size": "n_embd",
@@ -180,7 +190,7 @@ def model_shape(
     make = {"modernbert": _modernbert, "gpt2": _gpt2}.get(
         kind, _bert if "type_vocab_size" in _DEFAULTS[kind] else _llama
     )
-    is_decoder = make in {_gpt2, _llama}
+    is_decoder = kind in _DECODERS
     if architecture != "encoder" and is_decoder != (architecture == "causal_lm"):
         msg = f"model_type {kind} has no {architecture} head"
         raise RecipeError(msg)
@@ -204,7 +214,7 @@ def _norm(name: str, width: int, *, bias: object, head: bool = False) -> list[We
 
 
 def _tables(rows: Mapping[str, int], width: int) -> list[Weight]:
-    return [Weight(f"{name}.weight", (count, width)) for name, count in rows.items()]
+    return [Weight(f"{name}.weight", (count, width), is_table=True) for name, count in rows.items()]
 
 
 def _bert(values: Values, kind: str, *, headed: bool) -> Made:

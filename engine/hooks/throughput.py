@@ -4,9 +4,10 @@ FLOPs: 6 for each matrix weight a token is multiplied with (4 if the weight is f
 only for targets; attention 12*L*d*s for encoders, 6*L*d*s for decoders. Recomputing does not count.
 """
 
-from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+
+from engine.flops import Cost
 
 if TYPE_CHECKING:
     import torch
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
 
 _FORWARD_AND_INPUT = 4
 _WEIGHT_GRADIENT = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """FLOPs of training: ``token`` for every token of a row, ``target`` for each prediction."""
-
-    token: float
-    target: float
 
 
 def training_cost(backbone: "nn.Module", architecture: "Architecture", length: int) -> Cost:

@@ -1,0 +1,67 @@
+"""FLOPs of training, from a model's shape alone; engine/hooks/throughput.py counts a real model's.
+
+6 for each matrix weight that a token is multiplied with (4 if the weight is frozen), the head's
+only for targets, experts' only of those used; attention 12*L*d*s for encoders, 6*L*d*s for decoders.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.parameter_shapes import ModelShape, Weight, low_rank
+
+_FORWARD, _INPUT, _WEIGHT = 2, 2, 2
+"""For each weight and token: the forward pass, the input's gradient, the weight's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """FLOPs of training: ``token`` for every token of a row, ``target`` for each prediction."""
+
+    token: float
+    target: float
+
+
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """Low-rank updates beside frozen weights; see ``parameter_shapes.low_rank``."""
+
+    rank: int
+    targets: Sequence[str] | None = None
+
+
+def training_flops(shape: ModelShape, length: int, updates: Updates | None = None) -> Cost:
+    """Of a model on rows of ``length`` tokens; ``updates`` None: all of it trains."""
+    each = _FORWARD + _INPUT + (_WEIGHT if updates is None else 0)
+    token = sum(each * _applied(shape, weight) for weight in shape.weights if not weight.head)
+    target = sum(each * _applied(shape, weight) for weight in shape.weights if weight.head)
+    if shape.output is not None:
+        output = next(weight for weight in shape.weights if weight.name == shape.output)
+        target += 0 if output.head else each * output.numel
+    if updates is not None:
+        for weight, values in low_rank(shape, updates.rank, updates.targets):
+            cost = (_FORWARD + _INPUT + _WEIGHT) * values
+            token, target = (token, target + cost) if weight.head else (token + cost, target)
+    return Cost(token + 3 * _attention(shape, length), target)
+
+
+def recomputed_flops(shape: ModelShape, length: int, every: int) -> float:
+    """A token's, of the forward pass that is done again for one of ``every`` layers."""
+    layers = shape.sizes.layers
+    matrices = sum(_applied(shape, weight) for weight in shape.weights if not weight.head)
+    forward = _FORWARD * matrices + _attention(shape, length)
+    return forward * -(-layers // every) / layers
+
+
+def _applied(shape: ModelShape, weight: Weight) -> float:
+    """Values that a token is multiplied with; looked-up tables and vectors are not."""
+    if weight.is_table or len(weight.shape) == 1:
+        return 0.0
+    if len(weight.shape) == 3:
+        return weight.numel * shape.sizes.experts / weight.shape[0]
+    return float(weight.numel)
+
+
+def _attention(shape: ModelShape, length: int) -> float:
+    """A token's scores and sums in a forward pass; a decoder's look back only."""
+    sizes = shape.sizes
+    return (2 if shape.is_decoder else 4) * sizes.layers * sizes.hidden * length

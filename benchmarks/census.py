@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.checkpoint_model import trials
+from benchmarks import ranks
 from engine import distributed
 from engine.activations import Pass
 from engine.adaptation import FullTraining
@@ -103,7 +103,8 @@ def measure() -> dict[str, Any]:
     On one rank and on two, at stages 0 to 3 and on the plain backend: at rest, when the last
     gradient has been made, and when the optimizer begins its step.
     """
-    details = [line for world in (1, 2) for line in _of_world(world)]
+    with tempfile.TemporaryDirectory() as place, ranks.ready(Path(place)) as call:
+        details = [line for world in (1, 2) for line in _of_world(world, Path(place), call)]
     value = max(line["deviation"] for line in details)
     return {
         "id": "P7",
@@ -114,12 +115,10 @@ def measure() -> dict[str, Any]:
     }
 
 
-def _of_world(world: int) -> list[dict[str, Any]]:
+def _of_world(world: int, folder: Path, call: ranks.Call) -> list[dict[str, Any]]:
     asked = asked_of(world)
-    with tempfile.TemporaryDirectory() as place:
-        arguments = {"folder": place, "cases": asked}
-        trials("benchmarks.census:take", arguments, Path(place), world)
-        found = most_held(Path(place), world)
+    call("benchmarks.census:take", {"folder": str(folder), "cases": asked}, world)
+    found = most_held(folder, world)
     lines = []
     for name, case in asked.items():
         told: dict[str, int] = case["planned"]
@@ -137,10 +136,10 @@ def asked_of(world: int) -> dict[str, dict[str, Any]]:
 
 def most_held(folder: Path, world: int) -> dict[str, dict[str, int]]:
     """Case -> point -> bytes on the rank that holds most, from what ``take`` has written."""
-    ranks = [json.loads((folder / f"rank-{rank}.json").read_bytes()) for rank in range(world)]
+    found = [json.loads((folder / f"rank-{rank}.json").read_bytes()) for rank in range(world)]
     return {
-        name: {point: max(rank[name][point] for rank in ranks) for point in points}
-        for name, points in ranks[0].items()
+        name: {point: max(rank[name][point] for rank in found) for point in points}
+        for name, points in found[0].items()
     }
 
 

@@ -76,8 +76,8 @@ def step(backend: Any, objective: Any) -> None:
     backend.step(1e-4)
 
 
-def trials(function: str, arguments: dict[str, Any], folder: Path, world: int = 2) -> None:
-    """Call a function of this package on ranks of this machine that have imported everything."""
+def trials(function: str, arguments: dict[str, Any], folder: Path) -> None:
+    """Call a function of this package on two ranks that have imported everything."""
     from benchmarks import ranks
 
     with ranks.ready(folder) as call:

@@ -5,8 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import collectives
-from benchmarks.checkpoint_model import trials
+from benchmarks import collectives, ranks
 
 WORLD, ROWS = 2, 8
 BUCKET = 20_000
@@ -89,20 +88,20 @@ def planned(given: dict[str, Any]) -> collectives.Counted:
 def measure() -> dict[str, Any]:
     """The share of cases in which calls and bytes are the planner's, exactly, on both ranks."""
     asked = cases()
-    with tempfile.TemporaryDirectory() as place:
-        trials("benchmarks.collectives:count", {"folder": place, "cases": asked}, Path(place))
-        ranks = [
+    with tempfile.TemporaryDirectory() as place, ranks.ready(Path(place)) as call:
+        call("benchmarks.collectives:count", {"folder": place, "cases": asked}, WORLD)
+        found = [
             json.loads((Path(place) / f"rank-{rank}.json").read_bytes()) for rank in range(WORLD)
         ]
     details = [
-        _line(name, planned(given), [each[name] for each in ranks]) for name, given in asked.items()
+        _line(name, planned(given), [rank[name] for rank in found]) for name, given in asked.items()
     ]
     value = round(sum(line["equal"] for line in details) / len(details), 3)
     return {"id": "P8", "value": value, "target": 1.0, "reached": value == 1.0, "details": details}
 
 
-def _line(name: str, told: collectives.Counted, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    counted = [{kind: tuple(numbers) for kind, numbers in rank.items()} for rank in ranks]
+def _line(name: str, told: collectives.Counted, found: list[dict[str, Any]]) -> dict[str, Any]:
+    counted = [{kind: tuple(numbers) for kind, numbers in rank.items()} for rank in found]
     line: dict[str, Any] = {"case": name, "equal": all(rank == told for rank in counted)}
     line |= {kind: f"{calls} calls, {size} bytes" for kind, (calls, size) in told.items()}
     if not line["equal"]:

@@ -1,4 +1,4 @@
-"""Accelerators by name, and the memory that torch finds on each."""
+"""Accelerators by name: their memory as torch finds it, and their speeds as data sheets tell."""
 
 import os
 from collections.abc import Mapping
@@ -9,6 +9,26 @@ from configs.errors import RecipeError
 from configs.yaml_source import nearest
 
 GIB = 1 << 30
+TERA, GIGA = 10**12, 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """What the maker's data sheet says, and for networks what such hosts usually have.
+
+    Attributes:
+        low: FLOP/s of dense matrix products in bf16 and fp16, summed in fp32, without sparsity.
+        full: FLOP/s in fp32 proper, which torch uses unless TF32 is asked for.
+        memory: bytes/s of its own memory.
+        within: bytes/s in one direction to another device of its host (NVLink, or PCIe).
+        between: bytes/s in one direction from a whole host to the others; assumed.
+    """
+
+    low: float
+    full: float
+    memory: float
+    within: float
+    between: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +41,7 @@ class Device:
         memory: bytes, as ``torch.cuda.get_device_properties`` tells; of a CPU: one rank's share.
         is_cpu: its memory is the host's.
         host: bytes of the host's memory that one rank may use; None: not known.
+        speeds: None: not known, as of a CPU, and of whatever a run finds itself on.
     """
 
     name: str
@@ -28,25 +49,52 @@ class Device:
     memory: int
     is_cpu: bool = False
     host: int | None = None
+    speeds: Speeds | None = None
 
 
-def _gpu(name: str, title: str, gib: float) -> Device:
-    return Device(name, title, int(gib * GIB))
+def _gpu(name: str, title: str, gib: float, speeds: Speeds) -> Device:
+    return Device(name, title, int(gib * GIB), speeds=speeds)
 
 
+_HOPPER = {"low": 989.4 * TERA, "full": 66.9 * TERA, "within": 450 * GIGA, "between": 400 * GIGA}
+_AMPERE = {"low": 312 * TERA, "full": 19.5 * TERA, "within": 300 * GIGA, "between": 200 * GIGA}
 GPUS: Mapping[str, Device] = MappingProxyType(
     {
         gpu.name: gpu
         for gpu in (
-            _gpu("h100", "H100 80GB", 79.1),
-            _gpu("h200", "H200 141GB", 139.8),
-            _gpu("a100-40", "A100 40GB", 39.4),
-            _gpu("a100-80", "A100 80GB", 79.1),
-            _gpu("l40s", "L40S 48GB", 44.4),
-            _gpu("rtx4090", "RTX 4090 24GB", 23.6),
+            _gpu("h100", "H100 80GB", 79.1, Speeds(memory=3350 * GIGA, **_HOPPER)),
+            _gpu("h200", "H200 141GB", 139.8, Speeds(memory=4800 * GIGA, **_HOPPER)),
+            _gpu("a100-40", "A100 40GB", 39.4, Speeds(memory=1555 * GIGA, **_AMPERE)),
+            _gpu("a100-80", "A100 80GB", 79.1, Speeds(memory=2039 * GIGA, **_AMPERE)),
+            _gpu(
+                "l40s",
+                "L40S 48GB",
+                44.4,
+                Speeds(362.1 * TERA, 91.6 * TERA, 864 * GIGA, 32 * GIGA, 25 * GIGA),
+            ),
+            _gpu(
+                "rtx4090",
+                "RTX 4090 24GB",
+                23.6,
+                Speeds(165.2 * TERA, 82.6 * TERA, 1008 * GIGA, 32 * GIGA, 3.1 * GIGA),
+            ),
         )
     }
 )
+"""H100, H200 and A100 are the SXM ones, eight a host, with one network card of 400 (A100: 200)
+Gbit/s each; an L40S's host is taken to have 200 Gbit/s, an RTX 4090's 25."""
+CPU_WITHIN, CPU_BETWEEN = 2 * GIGA, 1.25 * GIGA
+"""Bytes/s between processes on one host, and between hosts (10 Gbit/s); assumed."""
+
+_REACHED = ((2048, 0.50), (1024, 0.42), (0, 0.36))
+
+
+def share_reached(hidden: int) -> float:
+    """Share of the data sheet's FLOP/s that training reaches, assumed from a model's width.
+
+    The project's goals on an H200: 36% for BERT-base, 42% for BERT-large, 50% from GPT 1.3B on.
+    """
+    return next(share for width, share in _REACHED if hidden >= width)
 
 
 def find_device(name: str, ranks_on_host: int = 1) -> Device:

@@ -1,7 +1,8 @@
 """FLOPs of training, from a model's shape alone; engine/hooks/throughput.py counts a real model's.
 
 6 for each matrix weight that a token is multiplied with (4 if the weight is frozen), the head's
-only for targets, experts' only of those used; attention 12*L*d*s for encoders, 6*L*d*s for decoders.
+only for targets, experts' only of those used; attention 12*L*d*s for encoders, 6*L*d*s for
+decoders.
 """
 
 from collections.abc import Sequence

@@ -135,7 +135,7 @@ def _require_tokenizer(sha256: str, stream: TokenStream) -> None:
 
 
 def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
-    """Checkpoints come last: what is saved is what the others have seen."""
+    """Checkpoints come late: what is saved is what the others have seen."""
     from engine import frozen
     from engine.hooks import (
         CheckpointHook,
@@ -175,7 +175,7 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     saving = CheckpointHook(root, key, state, policy, steps, oversight.stop, [board])
     if guard:
         saving.first_in_doubt = lambda: guard[0].first_in_doubt
-    return [*hooks, Garbage(), saving]
+    return [*hooks, Garbage(), saving, *_profile(parts, board)]
 
 
 def hook_states(hooks: Sequence["Hook"]) -> dict[str, dict[str, Any]]:
@@ -211,6 +211,13 @@ def _guard(parts: Parts) -> list["GuardHook"]:
 
     asked = parts.stage.guard
     return [GuardHook(asked, parts.context.folder / "skipped.jsonl", rows)] if asked else []
+
+
+def _profile(parts: Parts, board: "TensorBoardHook") -> list["Hook"]:
+    from engine.hooks import ProfileHook
+
+    asked, folder = parts.stage.profile, parts.context.folder / "profile"
+    return [ProfileHook(asked, folder, parts.steps, board.write_text)] if asked else []
 
 
 def _stragglers(parts: Parts, board: "TensorBoardHook") -> list["Hook"]:

@@ -24,6 +24,7 @@ from engine.models import ModelConfig
 from engine.objectives import ObjectiveConfig, require_fitting
 from engine.optimization import OptimizerConfig, ScheduleConfig
 from engine.penalties import PenaltyConfig
+from engine.profiling import ProfileConfig
 
 
 class ValidationConfig(Config):
@@ -45,6 +46,7 @@ class PretrainStage(StageConfig):
             "checkpoint",
             "hang_after",
             "activation_checkpointing",
+            "profile",
             "data.verify",
             "data.mode",
             "data.cache",
@@ -75,6 +77,9 @@ class PretrainStage(StageConfig):
     guard: GuardConfig | None = None
     validation: ValidationConfig | None = None
     log_every: PositiveInt = 10
+    profile: ProfileConfig | None = Field(
+        None, description="tell where the time of a few steps goes; true: of steps 5 to 7"
+    )
     hang_after: PositiveFloat = Field(
         900.0, description="seconds without progress on any rank after which the run is ended"
     )

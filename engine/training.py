@@ -60,12 +60,12 @@ def _train(
     """From ``progress`` to the last step; RollBack, on all ranks, if the guard asks for it."""
     from engine.batches import Batches
     from engine.delivery import delivery_to
-    from engine.hooks import GuardHook, Stragglers
+    from engine.hooks import GuardHook, ProfileHook, Stragglers
     from engine.loop import train
     from engine.protocols import Run
 
     memory = _memory(parts)
-    timed = [hook.enter for hook in hooks if isinstance(hook, Stragglers)]
+    timed = [hook.enter for hook in hooks if isinstance(hook, Stragglers | ProfileHook)]
     guard = next((hook for hook in hooks if isinstance(hook, GuardHook)), None)
 
     def make(step: int) -> list["Batch"]:

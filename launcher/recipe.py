@@ -25,6 +25,7 @@ from downstream.report import ReportStage
 from downstream.tasks import TaskStage
 from engine.models import read_shape
 from engine.pretraining import PretrainStage
+from engine.profiling import ProfileConfig
 from engine.vocabulary import VocabularyStage
 from launcher.leakage import leaks
 from launcher.links import ChainRecipe, problems, refuse
@@ -52,6 +53,9 @@ class Recipe(ChainRecipe):
     strict: bool = Field(
         default=False, description="refuse the recipe where evaluation rows may be trained on"
     )
+    profile: ProfileConfig | None = Field(
+        default=None, description="of every pretraining stage that gives none itself"
+    )
     stages: dict[str, Stage] = Field(min_length=1, description="the chain: name -> stage, in order")
 
 
@@ -69,6 +73,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     if recipe.strict:
         refuse(source, leaks(recipe.stages))
     _take_in_files(source, recipe)
+    _hand_down_profile(source, recipe)
     return validate(source, Recipe)
 
 
@@ -83,6 +88,13 @@ def _take_in_files(source: YamlSource, recipe: Recipe) -> None:
             if isinstance(given, str):
                 where = source.where(("stages", name, part, key))
                 source.values["stages"][name][part][key] = _read(reader, given, where)
+
+
+def _hand_down_profile(source: YamlSource, recipe: Recipe) -> None:
+    """``profile=true`` on the command line reaches the stages that train."""
+    for name, stage in recipe.stages.items():
+        if recipe.profile and isinstance(stage, PretrainStage) and stage.profile is None:
+            source.values["stages"][name]["profile"] = source.values["profile"]
 
 
 def _read(reader: Any, given: str, where: str) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from engine.hooks.guard import GuardHook
 from engine.hooks.metrics import MetricsHook
 from engine.hooks.numbers import JsonLines, Sink
 from engine.hooks.origin import Origin
+from engine.hooks.profile import ProfileHook
 from engine.hooks.stragglers import Stragglers
 from engine.hooks.tensorboard import TensorBoardHook
 from engine.hooks.throughput import Throughput
@@ -18,6 +19,7 @@ __all__ = [
     "JsonLines",
     "MetricsHook",
     "Origin",
+    "ProfileHook",
     "Sink",
     "Stragglers",
     "TensorBoardHook",

@@ -34,10 +34,17 @@ class TensorBoardHook(Hook):
     def write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
         """Every number under its path: ``train/sources/domain/loss``; nulls are left out."""
         try:
-            if self._writer is None:
-                self._open(None)
+            self._reopen()
             for tag, value in _flat(kind, numbers):
                 self._writer.add_scalar(tag, value, step)
+        except OSError as error:
+            self._lose(error)
+
+    def write_text(self, kind: str, step: int, text: str) -> None:
+        """A page of Markdown under the name of its kind."""
+        try:
+            self._reopen()
+            self._writer.add_text(kind, text, step)
         except OSError as error:
             self._lose(error)
 
@@ -51,6 +58,10 @@ class TensorBoardHook(Hook):
         """Nothing; but what belongs to the checkpoint is brought to the file."""
         self._try("flush")
         return {}
+
+    def _reopen(self) -> None:
+        if self._writer is None:
+            self._open(None)
 
     def _open(self, purge: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter

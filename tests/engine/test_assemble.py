@@ -230,3 +230,19 @@ def test_what_cannot_be_compiled_is_refused_before_anything_runs(
     with pytest.raises(RecipeError, match="compile: ZeRO stage 3"):
         stage(place, backend=backend, compile={}).check(context(tmp_path / "run"))
     assert stage(place, compile={}).keyed_facts() != stage(place).keyed_facts()
+
+
+def test_a_profile_is_taken_on_the_way_and_changes_nothing(
+    place: Path, whole: Path, tmp_path: Path
+) -> None:
+    assert "profile" in PretrainStage.UNKEYED
+    stage(place, profile=True).run(context(tmp_path / "run"))
+    found = json.loads((tmp_path / "run" / "profile" / "profile.json").read_text())
+    # Four steps are fewer than five; the last three are looked at.
+    assert found["steps"] == {"first": 2, "last": 4}
+    phases = [each["phase"] for each in found["phases"]]
+    assert phases[:5] == ["data", "reduce", "forward", "backward", "optimizer"]
+    assert phases[-1] == "checkpointing"
+    assert not (whole / "profile").exists()
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(tmp_path / "run")[name]), name

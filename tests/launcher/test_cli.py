@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import pytest
 
 from configs import errors
+from engine.profiling import ProfileConfig
 from launcher import cli, recipe
 from launcher.environment import PROJECT
 from launcher.recipe import RECIPES, SCHEMA, load_recipe, schema_text
@@ -90,6 +91,15 @@ def test_files_that_a_recipe_names_are_taken_into_it() -> None:
     base: Any = load_recipe(RECIPES / "quickstart.yaml").stages["base"]
     assert base.backend.config["train_batch_size"] > 0
     assert base.model.shape["model_type"] == "bert"
+
+
+def test_a_profile_of_the_recipe_is_that_of_its_pretraining_stages() -> None:
+    settings = ["profile=true", "stages.dapt.profile.steps=2"]
+    stages = load_recipe(RECIPES / "quickstart.yaml", settings).stages
+    asked = {name: getattr(stage, "profile", None) for name, stage in stages.items()}
+    assert {name for name, found in asked.items() if found} == {"base", "dapt", "tapt", "tapt-only"}
+    assert asked["base"] == ProfileConfig()
+    assert asked["dapt"] == ProfileConfig(steps=2)
 
 
 def test_a_named_file_that_is_not_there_is_told_with_its_line(tmp_path: Path) -> None:

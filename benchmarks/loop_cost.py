@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import ranks, training_stage
 from benchmarks.checkpoint_model import SHAPE
+from benchmarks.product_run import run_of
 from benchmarks.syncs import Syncs
 
 if TYPE_CHECKING:
@@ -165,11 +166,8 @@ def _windows(times: Sequence[float]) -> list[float]:
 
 def _train(parts: "Parts", turns: "Turns", steps: int) -> list[float]:
     """Our loop over the batches, with what a run has around it; the losses of its steps."""
-    from engine.assemble import make_hooks
     from engine.loop import train
-    from engine.oversight import Oversight
-    from engine.protocols import Hook, Run
-    from engine.training import _memory
+    from engine.protocols import Hook
 
     class Losses(Hook):
         name = "losses"
@@ -180,21 +178,8 @@ def _train(parts: "Parts", turns: "Turns", steps: int) -> list[float]:
         def after_step(self, backend: Any, progress: "Progress", record: "StepRecord") -> None:
             self.seen.append(record.losses)
 
-    oversight = Oversight.of(parts.context, parts.backend, parts.stage.hang_after)
-    hooks: list[Hook] = make_hooks(parts, oversight)
-    timed = [hook.enter for hook in hooks if hasattr(hook, "enter")]
     kept = Losses()
-    run = Run(
-        parts.backend,
-        turns,
-        parts.stage.schedule,
-        parts.stage.optimizer.lr,
-        steps,
-        parts.seed,
-        [*hooks, kept],
-        stop=oversight.stop,
-        observers=(oversight.watchdog.enter, _memory(parts).enter, *timed),
-    )
+    run, oversight = run_of(parts, turns, steps, [kept])
     with oversight.watchdog:
         train(run)
     return [float(losses[0]) for losses in kept.seen]

@@ -53,16 +53,14 @@ def _kinds() -> tuple[Any, ...]:
 
 
 def _learner(folder: Path) -> tuple[Any, Any]:
-    from data_pipeline.streaming import TokenStream
     from engine.assemble import build_learner
 
     training_stage.write(folder, VOCABULARY, training_stage.abstracts(0, 200))
     config = training_stage.deepspeed_json(ROWS, 0)
     stage = training_stage.stage(folder, SHAPE | training_stage.QUIET, LENGTH, config)
-    stream = TokenStream.open(stage.data, Path, 1)
-    objective = stage.objective.build(stream.special, stream.vocabulary_size)
+    objective = training_stage.objective(stage)
     learner, _, _ = build_learner(stage, training_stage.context(folder / "run"), objective)
-    return learner, objective.collate(stream.examples(0, ROWS), 1, 1)
+    return learner, objective.collate(training_stage.stream(stage).examples(0, ROWS), 1, 1)
 
 
 def _kind(learner: Any, batch: Any) -> dict[str, Any]:

@@ -92,3 +92,26 @@ def context(folder: Path) -> "StageContext":
 
     folder.mkdir(parents=True, exist_ok=True)
     return StageContext("benchmark", folder, 1, "key", {})
+
+
+def stream(asked: "PretrainStage") -> Any:
+    """The stage's rows, in the order in which it would read them."""
+    from data_pipeline.streaming import TokenStream
+
+    return TokenStream.open(asked.data, Path, 1)
+
+
+def objective(asked: "PretrainStage") -> Any:
+    """The stage's objective over the vocabulary of its shards."""
+    opened = stream(asked)
+    return asked.objective.build(opened.special, opened.vocabulary_size)
+
+
+def rows(
+    folder: Path, shape: dict[str, Any], length: int, count: int, changes: dict[str, Any]
+) -> list[Any]:
+    """The first ``count`` examples, in memory; ``changes``: of the stage's data."""
+    asked = stage(folder, shape, length, deepspeed_json(1, 1))
+    values = asked.data.model_dump(exclude_unset=True) | changes
+    opened = stream(asked.model_copy(update={"data": type(asked.data).model_validate(values)}))
+    return list(opened.examples(0, count))

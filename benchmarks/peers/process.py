@@ -1,6 +1,8 @@
 """A peer's process, asked one question at a time."""
 
+import contextlib
 import json
+import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -42,14 +44,18 @@ class PeerProcess:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            # A script imports what lies beside it.
+            env={name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"},
         )
 
     def ask(self, do: str, **values: Any) -> Answer:
         """Do one trial; RuntimeError with the peer's last words when it fails."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"do": do} | values) + "\n")
-        self._process.stdin.flush()
+        # Of one that has ended the log says more.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"do": do} | values) + "\n")
+            self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             self._log.seek(0)
@@ -67,6 +73,7 @@ class PeerProcess:
         trace: TracebackType | None,
     ) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait(timeout=60)
         self._log.close()

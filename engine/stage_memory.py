@@ -91,17 +91,21 @@ def rows_of(
 ) -> Rows:
     """A micro-batch, as activations see it."""
     length, is_causal = stage.data.length, stage.objective.name == "clm"
-    share = 1.0 if stage.objective.name == "clm" else stage.objective.masking.rate
     return Rows(
         split.micro_batch,
         length,
-        round(share * split.micro_batch * length),
+        round(target_share(stage) * split.micro_batch * length),
         4 if precision(values) == "fp32" else 2,
         split.recomputed_every,
         masked=stage.data.packing.SHARES_ROWS,
         scores_written_out=device.is_cpu,
         whole_head=is_causal,
     )
+
+
+def target_share(stage: "PretrainStage") -> float:
+    """Of all positions of a full row, those that are predicted."""
+    return 1.0 if stage.objective.name == "clm" else float(stage.objective.masking.rate)
 
 
 def settled(stage: "PretrainStage", learner: Any) -> "BackendConfig":

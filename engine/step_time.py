@@ -59,9 +59,11 @@ class Accelerator:
 
     Attributes:
         memory_rate: bytes/s between it and its memory, for the optimizer's update.
+        host: seconds that the host needs to start a step's kernels, which no pass is faster than.
     """
 
     memory_rate: float
+    host: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ def step_time(
         accelerator: None: a CPU, whose ``rate`` was measured over whole steps: the update is in it,
             and nothing is computed while ranks communicate.
     """
-    compute = flops / rate
+    compute = max(flops / rate, accelerator.host if accelerator else 0.0)
     update = update_bytes(job, zero) / accelerator.memory_rate if accelerator else 0.0
     seconds = {
         call: collective_seconds(call, network)

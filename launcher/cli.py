@@ -142,7 +142,7 @@ def check(
     short_help="Tell what a recipe needs: memory, tokens, disk.",
     epilog="Example: onward plan my.yaml dapt --hosts 2 --gpus-per-host 8 --device h100",
 )
-def plan(
+def plan(  # noqa: PLR0913, PLR0917 -- the options of a command line
     recipe: RecipeFile,
     words: Annotated[
         list[str] | None,
@@ -156,33 +156,63 @@ def plan(
     device: Annotated[
         str, typer.Option(help="h100, h200, a100-40, a100-80, l40s, rtx4090, or cpu: this machine.")
     ] = "h100",
-    as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, metavar="TFLOPS", help="What a rank really reaches, measured."),
+    ] = None,
+    link: Annotated[
+        float | None,
+        typer.Option(min=0.001, metavar="GBIT", help="Gbit/s of a host to the others."),
+    ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="MICROSECONDS", help="Between two hosts."),
+    ] = None,
+    scale: Annotated[  # noqa: FBT002 -- typer's way of declaring a flag
+        bool, typer.Option("--scale", help="Also over 1, 2, 4, ... ranks; simulated.")
+    ] = False,
+    as_json: Json = False,  # noqa: FBT002 -- as above
 ) -> None:
-    """Tell what each pretraining stage will need: memory a GPU at each ZeRO stage, tokens, disk.
+    """Tell what each pretraining stage will need: memory, communication, time, disk.
 
     By arithmetic from the recipe; nothing is built, and no GPU is needed. Memory is told between
-    steps, in a pass and in the update, and in gibibytes; `<` marks what the stage will run with.
+    steps, in a pass and in the update; sent is what collectives reduce or gather in a step; `<`
+    marks what the stage will run with. The exit code is 7 if a stage does not fit.
     """
     from configs.devices import find_device
     from engine.choosing import FRAGMENTED, RESERVED, gib
     from launcher.plan_text import plan_lines
-    from launcher.planning import Cluster
+    from launcher.plan_times import Cluster
     from launcher.planning import plan as plan_stages
     from launcher.recipe import load_recipe
 
     settings = [word for word in words or [] if "=" in word]
     loaded = load_recipe(recipe, settings)
-    cluster = Cluster(hosts, gpus_per_host, find_device(device, gpus_per_host))
-    entries = plan_stages(loaded, [word for word in words or [] if "=" not in word], cluster)
+    cluster = Cluster(
+        hosts,
+        gpus_per_host,
+        find_device(device, gpus_per_host),
+        None if rate is None else rate * 1e12,
+        None if link is None else link * 1e9 / 8,
+        None if latency is None else latency * 1e-6,
+    )
+    names = [word for word in words or [] if "=" not in word]
+    made = plan_stages(loaded, names, cluster, is_scaled=scale)
     if as_json:
-        _answer({"cluster": str(cluster), "ranks": cluster.world, "stages": entries}, as_json)
+        answer = {"cluster": str(cluster), "ranks": cluster.world, "stages": made.stages}
+        _answer(answer | {"errors": [str(error) for error in made.errors]}, as_json)
+        if made.errors:
+            raise typer.Exit(made.errors[0].exit_code)
         return
     margin = (
         f"of each {gib(cluster.device.memory)} GiB, {gib(RESERVED)} GiB is left to the driver and "
         f"{FRAGMENTED:.0%} of the rest to gaps between blocks"
     )
-    lines = plan_lines(entries, str(cluster), margin)
+    lines = plan_lines(made.stages, str(cluster), margin)
     sys.stdout.writelines(f"{line}\n" for line in lines)
+    if made.errors:
+        sys.stdout.flush()
+        raise made.errors[0]
 
 
 @app.command(

@@ -5,6 +5,11 @@ from typing import Any
 
 from configs.devices import GIB
 
+_SCALES = {
+    "same_batch": "the same rows a step over more ranks",
+    "same_rows_a_rank": "more ranks, each with the rows it has now",
+}
+
 
 def plan_lines(entries: Sequence[Mapping[str, Any]], cluster: str, margin: str) -> Iterator[str]:
     """Line by line, without line ends."""
@@ -12,32 +17,51 @@ def plan_lines(entries: Sequence[Mapping[str, Any]], cluster: str, margin: str) 
     for entry in entries:
         yield ""
         yield from _entry(entry)
+    said = dict.fromkeys(line for entry in entries for line in _assumed(entry))
+    if said:
+        yield ""
+        yield "what the times assume"
+        yield from (f"  - {line}" for line in said)
+
+
+def _assumed(entry: Mapping[str, Any]) -> Sequence[str]:
+    told: Sequence[str] = entry.get("time", {}).get("assumed", ())
+    return told
 
 
 def _entry(entry: Mapping[str, Any]) -> Iterator[str]:
     yield str(entry["stage"])
-    if "parameters" in entry:
-        trained = "all" if entry["trained"] == entry["parameters"] else _count(entry["trained"])
-        yield f"  parameters  {_count(entry['parameters'])}, trained: {trained}"
-    yield f"  budget      {_budget(entry)}"
+    parts = {
+        "parameters": _parameters,
+        "batch": _batch,
+        "memory": _options,
+        "time": _time,
+        "disk": _disk,
+    }
+    for key, lines in parts.items():
+        if key in entry:
+            yield from lines(entry)
+    for key in ("pick", "warning", "error"):
+        if key in entry:
+            yield f"  {key:<12}{entry[key]}"
+    for note in entry.get("notes", ()):
+        yield f"  {'note':<12}{note}"
+    for name, lines in entry.get("scaling", {}).items():
+        yield from _scaling(_SCALES[name], lines)
+
+
+def _parameters(entry: Mapping[str, Any]) -> Iterator[str]:
+    trained = "all" if entry["trained"] == entry["parameters"] else _count(entry["trained"])
+    yield f"  parameters  {_count(entry['parameters'])}, trained: {trained}"
+
+
+def _batch(entry: Mapping[str, Any]) -> Iterator[str]:
     batch = entry["batch"]
+    yield f"  budget      {_budget(entry)}"
     yield (
         f"  batch       {batch['rows']} rows = {batch['micro_batch']} a micro-batch x "
         f"{batch['accumulation']} accumulated x {_plural(batch['ranks'], 'rank')}"
     )
-    if "memory" in entry:
-        yield from _memory(entry["memory"])
-    if "checkpoint" in entry:
-        saved = entry["checkpoint"]
-        yield (
-            f"  checkpoint  {_gib(saved['bytes'])} GiB; {_gib(saved['disk'])} GiB of disk for "
-            f"{saved['keep']} kept and one being written"
-        )
-    for key, word in (("pick", "pick"), ("warning", "warning"), ("error", "error")):
-        if key in entry:
-            yield f"  {word:<12}{entry[key]}"
-    for note in entry.get("notes", ()):
-        yield f"  {'note':<12}{note}"
 
 
 def _budget(entry: Mapping[str, Any]) -> str:
@@ -50,19 +74,82 @@ def _budget(entry: Mapping[str, Any]) -> str:
     return f"{about}{steps}, {_count(entry['tokens'])} tokens with padding{told}"
 
 
-def _memory(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    width = max(16, *(len(row["zero"]) for row in rows))
-    columns = "".join(f"{key:>8}" for key in ("rest", "pass", "update", "host"))
-    yield f"{'  memory, GiB a rank':<{width + 4}}{columns}"
+_COLUMNS = ("rest", "pass", "update", "host")
+
+
+def _options(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Memory, communication and time of each option, side by side."""
+    rows: Sequence[Mapping[str, Any]] = entry["memory"]
+    width = max(19, *(len(row["zero"]) for row in rows))
+    is_alone = not any(row["calls"] for row in rows)
+    is_timed = any("step_seconds" in row for row in rows)
+    heads = [*_COLUMNS, *([] if is_alone else ["sent"]), *(["step"] if is_timed else [])]
+    columns = "".join(f"{key:>9}" for key in heads)
+    yield f"{'  GiB a rank':<{width + 4}}{columns}"
     for row in rows:
-        numbers = "".join(f"{_gib(row[key]):>8}" for key in ("rest", "pass", "update", "host"))
+        cells = [_gib(row[key]) for key in _COLUMNS]
+        cells += [] if is_alone else [_gib(row["communicated"])]
+        cells += [_seconds(row["step_seconds"])] if is_timed else []
         fits = "fits" if row["fits"] else "does not fit"
         picked = "  <" if row["picked"] else ""
+        numbers = "".join(f"{cell:>9}" for cell in cells)
         yield f"    {row['zero']:<{width}}{numbers}  {fits}{picked}"
 
 
+def _time(entry: Mapping[str, Any]) -> Iterator[str]:
+    told = entry["time"]
+    if "step" not in told:
+        yield f"  compute     {told['flops_step']:.3g} FLOP a step"
+        return
+    step = told["step"]
+    parts = ", ".join(
+        f"{word} {_seconds(step[key])}"
+        for key, word in (
+            ("compute", "computing"),
+            ("communication", "communicating"),
+            ("update", "updating"),
+        )
+        if step[key]
+    )
+    yield f"  time        {_seconds(step['seconds'])} a step ({parts})"
+    whole = ""
+    if "seconds" in told:
+        hours = told["device_hours"]
+        whole = f"; {_seconds(told['seconds'])} in all, {hours:,.2f} device hours"
+    yield f"  speed       {_count(round(told['tokens_day']))} tokens a day{whole}"
+    used = f", {told['mfu']:.0%} of what the data sheet has (MFU)" if "mfu" in told else ""
+    yield f"  compute     {told['flops_step']:.3g} FLOP a step{used}"
+
+
+def _disk(entry: Mapping[str, Any]) -> Iterator[str]:
+    disk = entry["disk"]
+    shards = f", {_gib(disk['shards'])} of shards" if "shards" in disk else ""
+    yield (
+        f"  disk        {_gib(disk['checkpoints'])} GiB of checkpoints ({disk['keep']} kept and "
+        f"one being written, {_gib(disk['checkpoint'])} each), {_gib(disk['export'])} of exports"
+        f"{shards}"
+    )
+
+
+def _scaling(title: str, lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield f"  simulated: {title}"
+    width = max(16, *(len(line["zero"]) for line in lines))
+    heads = ("ranks", "hosts", "rows", "accum.", "step", "tokens/s", "of ideal")
+    yield f"    {'':<{width}}" + "".join(f"{head:>10}" for head in heads)
+    for line in lines:
+        cells = [f"{line[key]:,}" for key in ("ranks", "hosts", "rows", "accumulation")]
+        if "step_seconds" in line:
+            cells += [_seconds(line["step_seconds"]), _count(round(line["tokens_second"]))]
+        if "efficiency" in line:
+            cells.append(f"{line['efficiency']:.0%}")
+        fits = "" if line["fits"] else "  does not fit"
+        yield f"    {line['zero']:<{width}}" + "".join(f"{cell:>10}" for cell in cells) + fits
+
+
 def _gib(count: float) -> str:
-    return f"{count / GIB:.2f}" if count < 100 * GIB else f"{count / GIB:.0f}"
+    if 0 < count < 0.005 * GIB:
+        return "<0.01"
+    return f"{count / GIB:.2f}" if count < 100 * GIB else f"{count / GIB:,.0f}"
 
 
 def _count(number: int) -> str:
@@ -70,6 +157,14 @@ def _count(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g}{letter}"
     return str(number)
+
+
+def _seconds(seconds: float) -> str:
+    """In the unit in which it has one to three digits before the point."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
 
 
 def _plural(count: int, word: str) -> str:

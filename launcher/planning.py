@@ -1,174 +1,196 @@
 """What a recipe's pretraining stages will need, told without building or reading anything large."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 from configs.deepspeed_json import AUTO, read_deepspeed
 from configs.devices import Device
 from configs.errors import DataError, OnwardError, RecipeError, ResourceError
-from configs.hub import is_hub_name
-from configs.stage import StageContext, split_location
-from data_pipeline.prepare import PrepareStage
+from configs.stage import StageContext
 from data_pipeline.shards.manifest import read_manifest
 from engine import choosing, stage_memory
+from engine.adaptation import FullTraining
 from engine.choosing import JobOf, Option, Split
-from engine.models import PretrainedModel, RandomModel, read_shape
+from engine.flops import Updates
 from engine.parameter_shapes import ModelShape, model_shape
 from engine.planner import Job, memory
 from engine.pretraining import PretrainStage
-from engine.vocabulary import VocabularyStage
-from launcher.chain import context_for_check, survey
+from launcher.plan_models import PlannedModels
+from launcher.plan_scaling import Scaled, scaling
+from launcher.plan_times import Clock, Cluster, Work, work_of
 from launcher.recipe import Recipe
-from launcher.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
-    """What a run is planned for."""
+class Plan:
+    """Of all stages that were asked for.
 
-    hosts: int
-    gpus_per_host: int
-    device: Device
+    Each entry of ``stages`` has, as far as it can be told:
 
-    @property
-    def world(self) -> int:
-        """How many ranks."""
-        return self.hosts * self.gpus_per_host
-
-    def __str__(self) -> str:
-        return f"{self.hosts} x {self.gpus_per_host} {self.device.title}"
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A model's config, and what of it is not certain yet.
+    - ``stage``: its name; ``parameters``, ``trained``: how many values.
+    - ``batch``: ``rows`` a step = ``micro_batch`` x ``accumulation`` x ``ranks``.
+    - ``steps``, ``tokens`` (padding included; ``is_about`` where they depend on the data's
+      packing), ``tokens_there`` by source.
+    - ``device``: ``name``, ``bytes``, ``usable`` of them.
+    - ``memory``: a line for each ZeRO option: ``zero`` in words; ``rest``, ``pass``, ``update``,
+      ``peak``, ``host``: bytes a rank; ``fits``; ``picked``; ``communicated``: bytes of all
+      tensors that a rank's collectives reduce or gather in a step, in ``calls`` of them;
+      ``step_seconds``.
+    - ``time``, of the picked option: ``flops_step`` and ``flops`` of all ranks, recomputing not
+      counted; ``step``: ``seconds``, of which ``compute``, ``communication`` (hidden or not) and
+      ``update``; ``tokens_second``, ``tokens_day``; ``mfu``: share of the data sheet's FLOP/s;
+      ``seconds`` and ``device_hours`` of the whole stage; ``assumed``: sentences.
+    - ``disk``: ``checkpoint`` (bytes of one), ``keep``, ``checkpoints`` (bytes of all, and of one
+      that is being written), ``export``, and ``shards`` where they have been made.
+    - ``scaling``, if asked for: see ``launcher.plan_scaling.scaling``.
+    - ``pick``, ``warning``, ``notes``; ``error``: what is missing, or does not fit, and what would.
 
     Attributes:
-        vocabulary: rows of its embeddings; None: the config's own.
+        errors: why a stage cannot run, in the stages' order; empty: all of them can.
     """
 
-    config: Mapping[str, Any]
-    vocabulary: int | None = None
-    notes: tuple[str, ...] = ()
+    stages: list[dict[str, Any]]
+    errors: list[OnwardError]
 
 
-def plan(recipe: Recipe, names: Sequence[str], cluster: Cluster) -> list[dict[str, Any]]:
-    """One entry a pretraining stage among ``names`` (none: all of the recipe's).
-
-    A stage that cannot be told, or does not fit, has ``error`` in the place of what is missing.
+def plan(
+    recipe: Recipe, names: Sequence[str], cluster: Cluster, *, is_scaled: bool = False
+) -> Plan:
+    """Of the pretraining stages among ``names`` (none: all of the recipe's).
 
     Raises:
-        RecipeError: a name that is no pretraining stage, a batch that does not divide, or settings
-            of the backend that could not be honoured.
+        RecipeError: a name that is no pretraining stage.
     """
-    planner = _Planner(recipe, cluster)
-    wanted = names or [n for n, s in recipe.stages.items() if isinstance(s, PretrainStage)]
-    return [planner.entry(name) for name in wanted]
+    known = [n for n, stage in recipe.stages.items() if isinstance(stage, PretrainStage)]
+    for name in names:
+        if name not in known:
+            has = ", ".join(known) or "none"
+            msg = f"no pretraining stage '{name}' in this recipe; it has {has}"
+            raise RecipeError(msg)
+    planner = _Planner(recipe, cluster, is_scaled=is_scaled)
+    return Plan([planner.entry(name) for name in names or known], planner.errors)
 
 
 class _Planner:
-    def __init__(self, recipe: Recipe, cluster: Cluster) -> None:
+    def __init__(self, recipe: Recipe, cluster: Cluster, *, is_scaled: bool) -> None:
         self._recipe = recipe
         self._cluster = cluster
-        self._run = RunFolder(recipe.output.absolute())
-        self._standings = survey(recipe, self._run)
+        self._is_scaled = is_scaled
+        self._models = PlannedModels(recipe)
+        self.errors: list[OnwardError] = []
 
     def entry(self, name: str) -> dict[str, Any]:
-        stage = self._recipe.stages.get(name)
-        if not isinstance(stage, PretrainStage):
-            known = [n for n, s in self._recipe.stages.items() if isinstance(s, PretrainStage)]
-            msg = (
-                f"no pretraining stage '{name}' in this recipe; it has {', '.join(known) or 'none'}"
-            )
-            raise RecipeError(msg)
-        context = self._context(name)
+        stage: Any = self._recipe.stages[name]
         world = 1 if stage.backend.name == "plain" else self._cluster.world
-        facts = {"stage": name, "batch": _batch(stage, name, world), **_budget(stage, context)}
+        facts: dict[str, Any] = {"stage": name}
         try:
-            found = self._config_of(name)
+            facts["batch"] = _batch(stage, world)
+        except RecipeError as error:
+            return facts | self._failed(name, error)
+        facts |= _budget(stage, self._models.context(name))
+        try:
+            found = self._models.config_of(name)
             shape = model_shape(found.config, stage_memory.architecture(stage), found.vocabulary)
         except (DataError, RecipeError) as error:
-            return facts | {"error": f"memory cannot be told: {error}"}
+            return facts | {"error": f"memory and time cannot be told: {error}"}
         notes = {"notes": list(found.notes)} if found.notes else {}
-        return facts | self._sizes(stage, shape, world) | notes
+        told = _Stage(stage, shape, self._cluster.of(world), facts)
+        facts.pop("shards", None)
+        facts |= told.sizes(is_scaled=self._is_scaled)
+        if told.trouble:
+            facts |= self._failed(name, ResourceError(told.trouble))
+        return facts | notes
 
-    def _context(self, name: str) -> StageContext:
-        return context_for_check(self._recipe, self._run, name, self._standings[name])
+    def _failed(self, name: str, error: OnwardError) -> dict[str, Any]:
+        self.errors.append(type(error)(f"stage {name}: {error}"))
+        return {"error": str(error)}
 
-    def _sizes(self, stage: PretrainStage, shape: ModelShape, world: int) -> dict[str, Any]:
-        device = self._cluster.device
+
+class _Stage:
+    """One stage whose model is known."""
+
+    def __init__(
+        self,
+        stage: PretrainStage,
+        shape: ModelShape,
+        cluster: Cluster,
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.trouble = ""
+        self._stage = stage
+        self._cluster = cluster
+        self._device = cluster.device
+        self._batch = facts["batch"]
+        self._steps: int | None = facts.get("steps")
+        there = facts.get("shards")
+        self._shards = {} if there is None else {"shards": there}
+        self._values = read_deepspeed(stage.backend.config)
         weights = stage_memory.weights_of(stage, shape)
-        jobs = stage_memory.job_of(stage, shape, weights, device)
-        split = stage_memory.asked_split(stage, world)
-        job = jobs(split)
-        asked = read_deepspeed(stage.backend.config).get("zero_optimization", {})
-        facts: dict[str, Any] = {"parameters": weights.all, "trained": weights.trained}
-        facts |= _checkpoint(stage, job)
+        self._jobs: JobOf = stage_memory.job_of(stage, shape, weights, self._device)
+        self._split = stage_memory.asked_split(stage, cluster.world)
+        self._job = self._jobs(self._split)
+        self._clock = Clock(cluster, _work(stage, shape, self._split), self._values)
+
+    def sizes(self, *, is_scaled: bool) -> dict[str, Any]:
+        """Everything that depends on the model."""
+        job, device = self._job, self._device
+        asked = self._values.get("zero_optimization", {})
         room = choosing.usable(device)
-        facts |= {"device": {"name": device.name, "bytes": device.memory, "usable": room}}
+        facts: dict[str, Any] = {
+            "parameters": job.weights.all,
+            "trained": job.weights.trained,
+            "disk": _disk(self._stage, job) | self._shards,
+            "device": {"name": device.name, "bytes": device.memory, "usable": room},
+        }
         given = None if asked == AUTO else Option(dict(asked), memory(job, asked))
-        best, trouble = _best(jobs, split, device)
+        best, trouble = _best(self._jobs, self._split, device)
         picked = given or best
+        rows = self._batch["rows"]
         facts["memory"] = [
-            _row(option, device, picked=picked is not None and option.zero == picked.zero)
+            _row(option, device, is_picked=picked is not None and option.zero == picked.zero)
+            | self._clock.row(job, option.zero, rows)
             for option in _options(job, device, given, best)
         ]
-        if given is not None:
-            return facts | _judged(job, given, best, device, trouble)
-        told = {"pick": stage_memory.reason(best, device)} if best else {"error": trouble}
-        return facts | told
+        if picked is not None:
+            facts["time"] = self._clock.facts(job, picked.zero, rows, self._steps)
+            facts["time"]["assumed"] = list(self._clock.assumed(self._cluster.world))
+        if is_scaled and job.backend != "plain":
+            facts["scaling"] = scaling(self._scaled(None if given is None else given.zero))
+        if given is None:
+            self.trouble = trouble
+            return facts | ({"pick": stage_memory.reason(best, device)} if best else {})
+        facts["pick"] = f"the recipe asks for {given.title}"
+        if not choosing.fits(given.memory, device):
+            self.trouble = _does_not_fit(given, best, device, trouble)
+        elif told := choosing.warning(job, given.zero, device):
+            facts["warning"] = told
+        return facts
 
-    def _config_of(self, name: str) -> Found:
-        """Of the model that a stage trains."""
-        stage: Any = self._recipe.stages[name]
-        model: RandomModel | PretrainedModel = stage.model
-        if isinstance(model, RandomModel):
-            rows, note = self._vocabulary(name, model.tokenizer)
-            return Found(read_shape(model.shape), rows, note)
-        return self._pretrained(name, model.location)
-
-    def _pretrained(self, name: str, location: str) -> Found:
-        context = self._context(name)
-        if is_hub_name(location):
-            return Found(_read(_cached(location, "config.json")))
-        if context.is_made(location):
-            return Found(_read(context.locate(location) / "config.json"))
-        before, _ = split_location(location)
-        earlier = self._recipe.stages[str(before)]
-        found = self._config_of(str(before))
-        if isinstance(earlier, VocabularyStage):
-            rows = (found.vocabulary or int(found.config["vocab_size"])) + earlier.add
-            note = f"up to {earlier.add} words that stage {before} may add are counted"
-            return Found(found.config, rows, (*found.notes, note))
-        return found
-
-    def _vocabulary(self, name: str, location: str) -> tuple[int, tuple[str, ...]]:
-        """Ids of a tokenizer, and what is not certain of it."""
-        context = self._context(name)
-        if is_hub_name(location):
-            return _ids(_cached(location, "tokenizer.json")), ()
-        if context.is_made(location):
-            return _ids(context.locate(location) / "tokenizer.json"), ()
-        before, _ = split_location(location)
-        earlier = self._recipe.stages[str(before)]
-        if isinstance(earlier, PrepareStage):
-            made: Any = earlier.tokenizer
-            size = getattr(made, "vocabulary_size", None)
-            if size is not None:
-                return int(size), (
-                    f"the vocabulary has the {size} tokens that stage {before} may make",
-                )
-            return self._vocabulary(str(before), made.location)
-        found = self._config_of(str(before))
-        return found.vocabulary or int(found.config["vocab_size"]), found.notes
+    def _scaled(self, zero: Mapping[str, Any] | None) -> Scaled:
+        return Scaled(
+            self._jobs,
+            self._split,
+            self._batch["rows"],
+            self._stage.data.length,
+            zero,
+            self._cluster,
+            self._clock,
+        )
 
 
-def _batch(stage: PretrainStage, name: str, world: int) -> dict[str, int]:
+def _work(stage: PretrainStage, shape: ModelShape, split: Split) -> Work:
+    adaptation = stage.adaptation
+    updates = None
+    if not isinstance(adaptation, FullTraining):
+        updates = Updates(adaptation.rank, adaptation.targets)
+    share = stage_memory.target_share(stage)
+    return work_of(shape, stage.data.length, share, updates, split.recomputed_every)
+
+
+def _batch(stage: PretrainStage, world: int) -> dict[str, int]:
     """How it is split; RecipeError with the numbers of ranks that would do, if any would."""
     try:
         stage.backend.check()
@@ -176,7 +198,7 @@ def _batch(stage: PretrainStage, name: str, world: int) -> dict[str, int]:
     except RecipeError as error:
         good = list(_possible_worlds(stage))
         would = f"; it can be over {', '.join(map(str, good))} ranks" if good else ""
-        msg = f"stage {name}: {error}{would}"
+        msg = f"{error}{would}"
         raise RecipeError(msg) from None
     return {
         "rows": split.global_batch,
@@ -200,13 +222,16 @@ def _budget(stage: PretrainStage, context: StageContext) -> dict[str, Any]:
     """Steps and tokens, and the tokens there are; what has not been made yet is left out."""
     in_step = stage.backend.global_batch * stage.data.length
     there: dict[str, int] = {}
+    size = 0
     for source, given in stage.data.sources.items():
         try:
             if context.is_made(given.shards):
-                there[source] = read_manifest(context.locate(given.shards)).tokens
+                manifest = read_manifest(context.locate(given.shards))
+                there[source] = manifest.tokens
+                size += sum(f.bytes for shard in manifest.shards for f in shard.files.values())
         except OnwardError:
             continue
-    facts: dict[str, Any] = {"tokens_there": there} if there else {}
+    facts: dict[str, Any] = {"tokens_there": there, "shards": size} if there else {}
     if stage.epochs is None:
         steps = stage.budget(0, stage.backend.global_batch)
         return {"steps": steps, "tokens": steps * in_step} | facts
@@ -216,7 +241,7 @@ def _budget(stage: PretrainStage, context: StageContext) -> dict[str, Any]:
     return {"steps": ceil(tokens / in_step), "tokens": tokens, "is_about": True} | facts
 
 
-def _checkpoint(stage: PretrainStage, job: Job) -> dict[str, Any]:
+def _disk(stage: PretrainStage, job: Job) -> dict[str, int]:
     """Weights and states of what trains; one more than are kept is there while one is written."""
     is_low = any(
         job.values.get(kind, {}).get(f"{kind}_master_weights_and_grads")
@@ -226,7 +251,13 @@ def _checkpoint(stage: PretrainStage, job: Job) -> dict[str, Any]:
     states = 2 if job.values.get("bf16", {}).get("bf16_optimizer_states") else 4
     one = job.weights.trained * (width + job.states * states + 4 * job.averages)
     keep = stage.checkpoint.keep
-    return {"checkpoint": {"bytes": one, "keep": keep, "disk": one * (keep + 1)}}
+    exports = 1 + (stage.averaging is not None)
+    return {
+        "checkpoint": one,
+        "keep": keep,
+        "checkpoints": one * (keep + 1),
+        "export": 4 * job.weights.all * exports,
+    }
 
 
 def _best(jobs: JobOf, split: Split, device: Device) -> tuple[Option | None, str]:
@@ -250,7 +281,7 @@ def _options(job: Job, device: Device, given: Option | None, best: Option | None
     return sorted([*others, given], key=lambda option: int(option.zero.get("stage", 0)))
 
 
-def _row(option: Option, device: Device, *, picked: bool) -> dict[str, Any]:
+def _row(option: Option, device: Device, *, is_picked: bool) -> dict[str, Any]:
     need = option.memory
     return {
         "zero": option.title,
@@ -260,55 +291,11 @@ def _row(option: Option, device: Device, *, picked: bool) -> dict[str, Any]:
         "peak": need.peak,
         "host": need.host,
         "fits": choosing.fits(need, device),
-        "picked": picked,
+        "picked": is_picked,
     }
 
 
-def _judged(
-    job: Job, given: Option, best: Option | None, device: Device, trouble: str
-) -> dict[str, Any]:
-    """What is to be said of settings that the recipe names itself."""
+def _does_not_fit(given: Option, best: Option | None, device: Device, trouble: str) -> str:
     room = choosing.usable(device)
-    facts: dict[str, Any] = {"pick": f"the recipe asks for {given.title}"}
-    if not choosing.fits(given.memory, device):
-        need = f"{given.title} needs {choosing.gib(given.memory.peak)} of {choosing.gib(room)} GiB"
-        facts["error"] = f"{need}; {best.title} fits" if best else trouble
-    elif told := choosing.warning(job, given.zero, device):
-        facts["warning"] = told
-    return facts
-
-
-def _cached(name: str, file: str) -> Path:
-    """A file of a model on the hub, if it has been downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(name, file)
-    if not isinstance(found, str):
-        msg = (
-            f"{name} is on the hub, and its {file} is not in the cache here; "
-            f"where there is a network: hf download {name} {file}"
-        )
-        raise DataError(msg)
-    return Path(found)
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        msg = f"{path}: {error}"
-        raise DataError(msg) from None
-    if not isinstance(values, dict):
-        msg = f"{path}: expected a JSON object"
-        raise DataError(msg)
-    return values
-
-
-def _ids(path: Path) -> int:
-    """The largest id of a tokenizer.json, and one more."""
-    values = _read(path)
-    vocabulary = values.get("model", {}).get("vocab", {})
-    # Unigram's is a list of pairs; the others map tokens to ids.
-    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    added = [int(token["id"]) for token in values.get("added_tokens", [])]
-    return 1 + max([*ids, *added], default=-1)
+    need = f"{given.title} needs {choosing.gib(given.memory.peak)} of {choosing.gib(room)} GiB"
+    return f"{need}; {best.title} fits" if best else trouble

@@ -1,6 +1,7 @@
 """`onward plan`: what stages need, from the recipe alone."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +11,24 @@ import pytest
 import yaml
 
 from configs.devices import find_device
-from configs.errors import RecipeError
+from configs.errors import RecipeError, ResourceError
 from launcher.environment import PROJECT
 from launcher.plan_text import plan_lines
-from launcher.planning import Cluster, plan
+from launcher.plan_times import Cluster
+from launcher.planning import Plan, plan
 from launcher.recipe import RECIPES, load_recipe
 
 QUICKSTART = RECIPES / "quickstart.yaml"
 
 
-def entries(tmp_path: Path, *settings: str, world: int = 1, names: Any = ()) -> list[Any]:
+def planned(tmp_path: Path, *settings: str, cluster: Cluster, names: Any = ("base",)) -> Plan:
     recipe = load_recipe(QUICKSTART, [f"output={tmp_path / 'run'}", *settings])
-    return plan(recipe, names, Cluster(1, world, find_device("h100")))
+    return plan(recipe, names, cluster)
+
+
+def entries(tmp_path: Path, *settings: str, world: int = 1, names: Any = ()) -> list[Any]:
+    cluster = Cluster(1, world, find_device("h100"))
+    return planned(tmp_path, *settings, cluster=cluster, names=names).stages
 
 
 def test_models_that_are_not_made_yet_have_the_shape_they_will_have(tmp_path: Path) -> None:
@@ -32,8 +39,9 @@ def test_models_that_are_not_made_yet_have_the_shape_they_will_have(tmp_path: Pa
     assert (base["steps"], base["tokens"]) == (480, 480 * 32 * 128)
     assert "steps" not in tapt
     # fp32 weights and two moments; one more than are kept while the next is written.
-    assert base["checkpoint"]["bytes"] == 12 * base["trained"]
-    assert base["checkpoint"]["disk"] == 3 * base["checkpoint"]["bytes"]
+    assert base["disk"]["checkpoint"] == 12 * base["trained"]
+    assert base["disk"]["checkpoints"] == 3 * base["disk"]["checkpoint"]
+    assert base["disk"]["export"] == 4 * base["parameters"]
     picked = [row["zero"] for row in base["memory"] if row["picked"]]
     assert picked == ["ZeRO stage 1"]
     assert {row["fits"] for row in base["memory"]} == {True}
@@ -58,9 +66,13 @@ def test_settings_that_cannot_be_honoured_are_told(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     given = {"train_batch_size": 32, "zero_allow_untested_optimizer": True, **changes}
-    with pytest.raises(RecipeError, match="stage base: DeepSpeed config: ") as caught:
-        entries(tmp_path, f"stages.base.backend.config={json.dumps(given)}", names=["base"])
-    assert message in str(caught.value)
+    setting = f"stages.base.backend.config={json.dumps(given)}"
+    made = planned(tmp_path, setting, cluster=Cluster(1, 1, find_device("h100")))
+    (error,) = made.errors
+    assert isinstance(error, RecipeError)
+    assert str(error).startswith("stage base: DeepSpeed config: ")
+    assert message in str(error)
+    assert message in made.stages[0]["error"]
 
 
 def test_what_does_not_fit_says_what_would(tmp_path: Path) -> None:
@@ -72,9 +84,12 @@ def test_what_does_not_fit_says_what_would(tmp_path: Path) -> None:
     (asked,) = entries(tmp_path, *settings, "stages.base.backend.config=zero1_bf16", names=["base"])
     assert "ZeRO stage 1 needs" in asked["error"]
     assert asked["error"].endswith("on the host fits")
+    made = planned(tmp_path, *settings, cluster=Cluster(1, 1, find_device("rtx4090")))
+    assert isinstance(made.errors[0], ResourceError)
+    assert str(made.errors[0]).endswith("on the host fits")
     states = "stages.base.backend.config=zero3_bf16_states"
     (low,) = entries(tmp_path, *settings, states, names=["base"])
-    assert low["checkpoint"]["bytes"] == 6 * low["trained"]
+    assert low["disk"]["checkpoint"] == 6 * low["trained"]
 
 
 def test_a_needless_stage_3_is_warned_of(tmp_path: Path) -> None:
@@ -87,14 +102,19 @@ def test_a_hub_name_that_is_not_here_cannot_be_told(
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     recipe = load_recipe(RECIPES / "dapt_tapt.yaml", [f"output={tmp_path / 'run'}"])
-    told = plan(recipe, ["tapt"], Cluster(1, 8, find_device("h100")))[0]
-    assert "memory cannot be told: answerdotai/ModernBERT-base is on the hub" in told["error"]
+    made = plan(recipe, ["tapt"], Cluster(1, 8, find_device("h100")))
+    (told,) = made.stages
+    assert made.errors == []
+    assert (
+        "memory and time cannot be told: answerdotai/ModernBERT-base is on the hub" in told["error"]
+    )
     assert told["batch"]["ranks"] == 8
 
 
 def test_a_batch_that_does_not_divide_names_the_numbers_that_would(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"stage base: .* over 3 ranks; .* over 1, 2 ranks"):
-        entries(tmp_path, world=3)
+    made = planned(tmp_path, cluster=Cluster(1, 3, find_device("h100")), names=())
+    assert len(made.errors) == len(made.stages) == 4
+    assert re.match(r"stage base: .* over 3 ranks; .* over 1, 2 ranks", str(made.errors[0]))
     with pytest.raises(RecipeError, match="no pretraining stage 'rows' in this recipe; it has b"):
         entries(tmp_path, names=["rows"])
 
@@ -137,3 +157,113 @@ def test_a_plan_in_words(tmp_path: Path) -> None:
     assert "480 steps, 1.97M tokens with padding" in text
     assert "fits  <" in text
     assert yaml.safe_load(text.split("\n", maxsplit=1)[0])
+
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 5632,
+    "max_position_embeddings": 2048,
+}
+BILLION = (
+    f"stages.base.model.shape={json.dumps(LLAMA)}",
+    'stages.base.objective={"name": "clm"}',
+    "stages.base.data.length=2048",
+    "stages.base.backend.config=auto",
+)
+
+
+def test_times_stand_on_the_data_sheet_or_on_what_was_measured(tmp_path: Path) -> None:
+    h100 = find_device("h100")
+    (entry,) = planned(tmp_path, *BILLION, cluster=Cluster(1, 8, h100)).stages
+    told = entry["time"]
+    rate = 0.5 * 989.4e12
+    assert told["step"]["compute"] == pytest.approx(told["flops_step"] / 8 / rate)
+    assert told["tokens_day"] == pytest.approx(256 * 2048 / told["step"]["seconds"] * 86_400)
+    assert told["seconds"] == pytest.approx(480 * told["step"]["seconds"])
+    assert told["device_hours"] == pytest.approx(8 * told["seconds"] / 3600)
+    assert 0.4 < told["mfu"] < 0.5
+    assert "50% of the data sheet's 989 in bf16, which is assumed" in told["assumed"][0]
+    slow = Cluster(4, 2, h100, rate=100e12, link=1e9, latency=1e-3)
+    (entry,) = planned(tmp_path, *BILLION, cluster=slow).stages
+    slower = entry["time"]
+    assert slower["step"]["compute"] == pytest.approx(told["flops_step"] / 8 / 100e12)
+    # 8 values of 7 pass, of two bytes each, thrice: reduced, and gathered.
+    values = 3 * 2 * entry["parameters"] * 7 / 8
+    assert slower["step"]["communication"] == pytest.approx(values / 1e9, rel=0.01)
+    assert "100 TFLOP/s a rank, as given" in slower["assumed"]
+
+
+def test_of_a_cpu_no_time_is_told_unless_its_rate_is(tmp_path: Path) -> None:
+    cpu = find_device("cpu")
+    (entry,) = planned(tmp_path, cluster=Cluster(1, 1, cpu)).stages
+    assert "step" not in entry["time"]
+    assert "no time is told for a CPU unless --rate" in entry["time"]["assumed"][0]
+    assert "step_seconds" not in entry["memory"][0]
+    (entry,) = planned(tmp_path, cluster=Cluster(1, 1, cpu, rate=0.1e12)).stages
+    assert entry["time"]["step"]["seconds"] == pytest.approx(entry["time"]["flops_step"] / 0.1e12)
+    assert "mfu" not in entry["time"]
+
+
+def test_a_small_model_is_no_faster_than_its_host(tmp_path: Path) -> None:
+    (entry,) = planned(tmp_path, cluster=Cluster(1, 1, find_device("h100"))).stages
+    micro_batches, layers = 2, 3
+    assert entry["time"]["step"]["compute"] == 1e-3 * micro_batches * layers
+    by_zero = {row["zero"]: row["step_seconds"] for row in entry["memory"]}
+    assert by_zero["ZeRO stage 3"] > by_zero["ZeRO stage 1"] + 0.01
+
+
+def test_scaling_is_marked_as_simulated(tmp_path: Path) -> None:
+    recipe = load_recipe(QUICKSTART, [f"output={tmp_path / 'run'}", *BILLION])
+    cluster = Cluster(2, 8, find_device("h100"))
+    (entry,) = plan(recipe, ["base"], cluster, is_scaled=True).stages
+    same, more = entry["scaling"]["same_batch"], entry["scaling"]["same_rows_a_rank"]
+    assert all(line["simulated"] for line in (*same, *more))
+    assert [line["ranks"] for line in same] == [2**n for n in range(9)]
+    assert {line["rows"] for line in same} == {256}
+    assert [line["ranks"] for line in more][-1] == 4096
+    assert {line["rows"] // line["ranks"] for line in more} == {16}
+    for line in (*same, *more):
+        assert line["micro_batch"] * line["accumulation"] * line["ranks"] == line["rows"]
+        assert line["hosts"] == -(-line["ranks"] // 8)
+    (at_size,) = (line for line in same if line["ranks"] == 16)
+    assert at_size["step_seconds"] == pytest.approx(entry["time"]["step"]["seconds"])
+    assert same[0]["efficiency"] == 1.0
+    assert same[-1]["efficiency"] < more[8]["efficiency"] < 1.0
+    text = "\n".join(plan_lines([entry], str(cluster), "a margin"))
+    assert text.count("  simulated: ") == 2
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_fits_nowhere_is_told_in_full_and_exits_with_7(
+    as_json: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = {**LLAMA, "hidden_size": 8192, "num_hidden_layers": 80}
+    words = [
+        *("plan", str(QUICKSTART), "base", "dapt", f"output={tmp_path / 'run'}"),
+        *BILLION[1:],
+        f"stages.base.model.shape={json.dumps(large)}",
+        *("--device", "rtx4090", *(["--json"] if as_json else [])),
+    ]
+    code = exit_code(words)
+    assert code == 7
+    said = capsys.readouterr()
+    if as_json:
+        told = json.loads(said.out)
+        assert [stage["stage"] for stage in told["stages"]] == ["base", "dapt"]
+        assert "stage base: " in told["errors"][0]
+    else:
+        assert "\ndapt\n" in said.out
+        assert "error: stage base: it does not fit RTX 4090 24GB" in said.err
+
+
+def exit_code(words: list[str]) -> object:
+    from launcher import cli
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["onward", *words])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+    return left.value.code

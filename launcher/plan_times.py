@@ -1,0 +1,231 @@
+"""How long a stage's steps take on a cluster that is not there: by data sheets and assumptions."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+from configs.deepspeed_json import precision
+from configs.devices import CPU_BETWEEN, CPU_WITHIN, Device, share_reached
+from engine.communication import communication, total_bytes
+from engine.flops import Cost, Updates, recomputed_flops, training_flops
+from engine.parameter_shapes import ModelShape
+from engine.planner import Job
+from engine.step_time import Accelerator, Link, Network, StepTime, step_time
+
+GPU_LATENCY, CPU_LATENCY = (5e-6, 20e-6), (50e-6, 100e-6)
+"""Seconds within a host and between hosts; assumed."""
+LAYER_SECONDS, TENSOR_SECONDS = 1e-3, 0.5e-3
+"""Of the host: to start a layer's kernels both ways, assumed; ZeRO stage 3's for each tensor."""
+_DAY = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a run is planned for.
+
+    Attributes:
+        rate: FLOP/s that a rank really reaches; None: assumed from the data sheet.
+        link: bytes/s of a host to the others; None: as such hosts usually have.
+        latency: seconds between hosts; None: assumed.
+    """
+
+    hosts: int
+    gpus_per_host: int
+    device: Device
+    rate: float | None = None
+    link: float | None = None
+    latency: float | None = None
+
+    @property
+    def world(self) -> int:
+        """How many ranks."""
+        return self.hosts * self.gpus_per_host
+
+    def __str__(self) -> str:
+        return f"{self.hosts} x {self.gpus_per_host} {self.device.title}"
+
+    def of(self, ranks: int) -> "Cluster":
+        """The same with another number of ranks, on hosts that are filled one after the other."""
+        on_each = min(ranks, self.gpus_per_host)
+        return replace(self, hosts=ceil(ranks / on_each), gpus_per_host=on_each)
+
+    def network(self, ranks: int) -> Network:
+        """Of so many of its ranks."""
+        speeds = self.device.speeds
+        inside, outside = GPU_LATENCY if speeds else CPU_LATENCY
+        within = Link(speeds.within if speeds else CPU_WITHIN, inside)
+        usual = speeds.between if speeds else CPU_BETWEEN
+        between = Link(self.link or usual, outside if self.latency is None else self.latency)
+        part = self.of(ranks)
+        return Network(within, between, part.hosts, part.gpus_per_host)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a stage computes.
+
+    Attributes:
+        cost: FLOPs a token and a target.
+        again: FLOPs a token that are computed a second time.
+        length: tokens in a row.
+        targets: share of a row's positions that are predicted.
+        width: of the residual stream.
+        layers: of them.
+    """
+
+    cost: Cost
+    again: float
+    length: int
+    targets: float
+    width: int
+    layers: int
+
+    def flops(self, rows: int) -> float:
+        """Of the model, for so many rows; recomputing is not counted."""
+        return rows * self.length * (self.cost.token + self.targets * self.cost.target)
+
+    def done(self, rows: int) -> float:
+        """With what is recomputed."""
+        return self.flops(rows) + rows * self.length * self.again
+
+
+def work_of(
+    shape: ModelShape,
+    length: int,
+    targets: float,
+    updates: Updates | None,
+    recomputed_every: int | None,
+) -> Work:
+    """Of a stage that trains this model on full rows."""
+    again = 0.0
+    if recomputed_every is not None:
+        again = recomputed_flops(shape, length, recomputed_every)
+    cost = training_flops(shape, length, updates)
+    return Work(cost, again, length, targets, shape.sizes.hidden, shape.sizes.layers)
+
+
+class Clock:
+    """Tells times on a cluster; None in their place where nothing is known of the device."""
+
+    def __init__(self, cluster: Cluster, work: Work, values: Mapping[str, Any]) -> None:
+        """Set up; ``values``: DeepSpeed's JSON."""
+        self._cluster = cluster
+        self._work = work
+        speeds = cluster.device.speeds
+        is_full = precision(values) == "fp32"
+        self._sheet = None if speeds is None else speeds.full if is_full else speeds.low
+        self._kind = "fp32" if is_full else "bf16"
+        self._rate = cluster.rate
+        if self._rate is None and self._sheet is not None:
+            self._rate = self._sheet * share_reached(work.width)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether times can be told."""
+        return self._rate is not None
+
+    def step(self, job: Job, zero: Mapping[str, Any], rows: int) -> StepTime | None:
+        """Of a step on ``rows`` rows of all ranks."""
+        if self._rate is None:
+            return None
+        speeds = self._cluster.device.speeds
+        return step_time(
+            job,
+            zero,
+            self._work.done(rows) / job.world,
+            self._rate,
+            self._cluster.network(job.world),
+            Accelerator(speeds.memory, self._host(job, zero)) if speeds else None,
+        )
+
+    def _host(self, job: Job, zero: Mapping[str, Any]) -> float:
+        """Seconds that the host needs to start a step's kernels."""
+        layers = LAYER_SECONDS * self._work.layers * job.accumulation
+        is_cut = job.backend == "deepspeed" and int(zero.get("stage", 0)) == 3
+        return layers + is_cut * TENSOR_SECONDS * len(job.weights.tensors)
+
+    def row(self, job: Job, zero: Mapping[str, Any], rows: int) -> dict[str, Any]:
+        """Facts of one option: what a rank's collectives carry in a step, and the step's time."""
+        calls = communication(job, zero)
+        taken = self.step(job, zero, rows)
+        facts: dict[str, Any] = {
+            "communicated": total_bytes(calls),
+            "calls": sum(call.calls for call in calls),
+        }
+        return facts | ({} if taken is None else {"step_seconds": taken.total})
+
+    def facts(
+        self, job: Job, zero: Mapping[str, Any], rows: int, steps: int | None
+    ) -> dict[str, Any]:
+        """Of the option that the stage will run with."""
+        model = self._work.flops(rows)
+        facts: dict[str, Any] = {"flops_step": model}
+        if steps is not None:
+            facts["flops"] = model * steps
+        taken = self.step(job, zero, rows)
+        if taken is None:
+            return facts
+        tokens = rows * self._work.length / taken.total
+        facts |= {
+            "step": {
+                "seconds": taken.total,
+                "compute": taken.compute,
+                "communication": taken.communication,
+                "update": taken.update,
+            },
+            "tokens_second": tokens,
+            "tokens_day": tokens * _DAY,
+        }
+        if self._sheet is not None:
+            facts["mfu"] = model / (taken.total * self._sheet * job.world)
+        if steps is not None:
+            facts["seconds"] = taken.total * steps
+            facts["device_hours"] = taken.total * steps * job.world / 3600
+        return facts
+
+    def assumed(self, ranks: int) -> Iterator[str]:
+        """What the times stand on, in sentences."""
+        cluster = self._cluster
+        if self._rate is None:
+            yield (
+                "no time is told for a CPU unless --rate gives the TFLOP/s that a rank reaches; "
+                "a run's metrics tell what one reached"
+            )
+            return
+        rate = f"{self._rate / 1e12:.3g} TFLOP/s a rank"
+        if cluster.rate is not None:
+            yield f"{rate}, as given"
+        elif self._sheet is not None:
+            share = self._rate / self._sheet
+            yield (
+                f"{rate}: {share:.0%} of the data sheet's {self._sheet / 1e12:.0f} in "
+                f"{self._kind}, which is assumed; --rate takes what you measured"
+            )
+        if cluster.device.speeds:
+            yield (
+                f"the host needs {LAYER_SECONDS * 1e3:g} ms a layer and micro-batch to start the "
+                f"kernels (assumed), and at ZeRO stage 3 {TENSOR_SECONDS * 1e3:g} ms a tensor: "
+                "a step takes no less, however small the model"
+            )
+        yield from self._links(ranks)
+        yield "not in it: validation, checkpoints, start-up, waiting for data"
+
+    def _links(self, ranks: int) -> Iterator[str]:
+        network = self._cluster.network(ranks)
+        if ranks == 1:
+            return
+        if network.ranks_per_host > 1:
+            within = network.within
+            yield (
+                f"{within.bandwidth / 1e9:,.3g} GB/s and {within.latency * 1e6:.3g} microseconds "
+                f"between ranks of a host"
+            )
+        if network.hosts > 1:
+            between = network.between
+            own = self._cluster.link is None
+            yield (
+                f"{between.bandwidth * 8 / 1e9:,.4g} Gbit/s and {between.latency * 1e6:.3g} "
+                f"microseconds between hosts, {'assumed' if own else 'as given'}; --link and "
+                "--latency take others"
+            )

@@ -26,7 +26,7 @@ from engine.planner import (
 )
 
 Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "reduce"]
-Purpose = Literal["gradients", "weights", "norm", "overflow", "counts", "vote"]
+Purpose = Literal["gradients", "weights", "norm", "overflow", "counts", "judgement", "vote"]
 
 _STAGE_0_BUCKET = 500_000_000
 _NUMBER = 8
@@ -54,7 +54,7 @@ def communication(job: Job, zero: Mapping[str, Any]) -> tuple[Collective, ...]:
     """What one rank asks for in a step that is not one of the first three.
 
     Stage 3 traces the model in its first steps. What happens once in many steps is not counted:
-    metrics, validation, checkpoints; and neither is a guard's judgement.
+    metrics, validation, checkpoints.
     """
     if job.world == 1 or job.backend == "plain":
         return ()
@@ -85,9 +85,11 @@ def _merged(calls: Iterable[Collective]) -> Iterator[Collective]:
 
 
 def _loop(job: Job) -> Iterator[Collective]:
-    """Targets and tokens of the step, whole and by source; and whether anybody is to stop."""
+    """Targets and tokens of the step, whole and by source; whether anybody is to stop."""
     yield Collective("all_reduce", _NUMBER * (2 + 2 * job.sources), 1, "counts")
     yield Collective("all_reduce", _NUMBER, 1, "vote")
+    if job.is_judged:
+        yield Collective("all_reduce", 2 * _NUMBER, 1, "judgement")
 
 
 def _sent(job: Job) -> int:

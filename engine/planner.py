@@ -73,6 +73,7 @@ class Job:
         accumulation: micro-batches a step.
         work: activations of one micro-batch.
         sources: of data, which the loop counts each.
+        is_judged: a guard reads the loss and the norm before the update.
         most_stage: the highest ZeRO stage that the rest of the recipe goes with.
     """
 
@@ -86,6 +87,7 @@ class Job:
     pulls: bool = False
     backend: Literal["plain", "deepspeed"] = "deepspeed"
     sources: int = 1
+    is_judged: bool = False
     most_stage: int = 3
 
 

@@ -80,6 +80,7 @@ def job_of(stage: "PretrainStage", shape: ModelShape, weights: Weights, device: 
             pulls=bool(penalties),
             backend=stage.backend.name,
             sources=len(stage.data.sources),
+            is_judged=getattr(stage, "guard", None) is not None,
             most_stage=3 if getattr(stage, "compile", None) is None else compilation.MOST_STAGE,
         )
 

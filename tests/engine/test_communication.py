@@ -85,6 +85,11 @@ def test_stage_3_gathers_for_each_pass_what_does_not_persist() -> None:
     assert "weights all_gather 6 1168" in told(FOUR, zero | {"stage3_prefetch_bucket_size": 0})
 
 
+def test_a_guard_asks_once_more() -> None:
+    job = Job(FOUR, {}, 2, 1, NOTHING, is_judged=True)
+    assert Collective("all_reduce", 16, 1, "judgement") in communication(job, {})
+
+
 def test_one_rank_asks_for_nothing() -> None:
     assert told(FOUR, {"stage": 3}, world=1) == []
 

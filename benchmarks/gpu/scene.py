@@ -54,10 +54,12 @@ def _write_tokenizer(folder: Path, size: int) -> None:
     PreTrainedTokenizerFast(tokenizer_object=backend, **roles).save_pretrained(folder)
 
 
-def deepspeed(rows: int, precision: str = "bf16", **changes: Any) -> dict[str, Any]:
-    """A DeepSpeed JSON for one rank, one micro-batch a step; torch's AdamW, nothing compiled."""
+def deepspeed(
+    rows: int, precision: str = "bf16", accumulation: int = 1, **changes: Any
+) -> dict[str, Any]:
+    """A DeepSpeed JSON for one rank, with torch's AdamW: nothing is compiled."""
     values: dict[str, Any] = {
-        "train_batch_size": rows,
+        "train_batch_size": rows * accumulation,
         "train_micro_batch_size_per_gpu": rows,
         "gradient_clipping": 1.0,
         "zero_optimization": "auto",

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from configs.devices import Device
     from engine.choosing import Option
 
-WARM, STEPS = 10, 30
+WARM, STEPS = 5, 25
 _FEW_TOKENS = 8192
 """A micro-batch of fewer tokens leaves a device idle: rather is every layer recomputed."""
+
+
+_SHARED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,16 @@ class Try:
     every: int | None
     option: "Option"
 
+    @property
+    def on_host(self) -> int:
+        """How many parts of the state are moved there."""
+        return sum(1 for key in self.option.zero if key.startswith("offload_"))
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches a step: an update on the host takes seconds, and is shared by a few."""
+        return _SHARED if self.on_host else 1
+
 
 def measure_speed(model: Model, folder: Path, device: "Device") -> dict[str, Any]:
     """A row of the table.
@@ -41,7 +54,7 @@ def measure_speed(model: Model, folder: Path, device: "Device") -> dict[str, Any
     Raises:
         ResourceError: nothing that the planner proposes fits the device.
     """
-    write_data(folder, model, model.rows * STEPS)
+    write_data(folder, model, _SHARED * model.rows * STEPS)
     refused: list[str] = []
     for attempt in _tries(model, folder, device):
         try:
@@ -56,7 +69,8 @@ def measure_speed(model: Model, folder: Path, device: "Device") -> dict[str, Any
 
 def _stage(model: Model, folder: Path, attempt: Try) -> Any:
     recomputing = {"activation_checkpointing": {"every": attempt.every}} if attempt.every else {}
-    return stage_of(model, folder, STEPS, deepspeed(attempt.rows), **recomputing)
+    values = deepspeed(attempt.rows, accumulation=attempt.accumulation)
+    return stage_of(model, folder, STEPS, values, **recomputing)
 
 
 def _tries(model: Model, folder: Path, device: "Device") -> Iterator[Try]:
@@ -66,12 +80,11 @@ def _tries(model: Model, folder: Path, device: "Device") -> Iterator[Try]:
     full = [each for each in found if each.every is None and each.rows * model.length >= tokens]
     recomputed = [each for each in found if each.every]
     small = [each for each in found if each.every is None and each not in full]
-    # Settings that move nothing to the host come before all others.
-    yield from sorted([*full, *recomputed, *small], key=lambda each: _rank(each.option))
-
-
-def _rank(option: "Option") -> int:
-    return sum(1 for key in option.zero if key.startswith("offload_"))
+    # Settings that move nothing to the host come before all others; of those, long steps do.
+    yield from sorted(
+        [*full, *recomputed, *small],
+        key=lambda each: (each.on_host, -each.rows if each.on_host else 0),
+    )
 
 
 def _fitting(model: Model, folder: Path, device: "Device", every: int | None) -> Iterator[Try]:
@@ -102,6 +115,7 @@ def _row(model: Model, attempt: Try, trial: Trial, device: "Device") -> dict[str
         "mfu_measured": round(trial.flops_per_second / trial.matmul_rate, 3),
         "matmul_tflops": round(trial.matmul_rate / 1e12, 2),
         "rows": attempt.rows,
+        "accumulation": attempt.accumulation,
         "length": model.length,
         "recomputed_every": attempt.every,
         "zero": attempt.option.title,

@@ -15,9 +15,10 @@ def measure() -> dict[str, Any]:
     """How far the predicted time of a step is from the measured one; the worst case is the value.
 
     Two ranks, one core each, in network namespaces of this machine; the cable between them is
-    limited to each rate in turn. A step's time is the median of seven. Its compute part is what the
-    exchanges planned leave of a step over the cable without a limit, and the cable's bandwidth and
-    latency come from all-reduces beside the steps. Bytes sent are counted at the interface.
+    limited to each rate in turn. A step's time is the median of five. Its compute part is a step
+    over the cable without a limit, less what the same exchanges take there by themselves; bandwidth
+    and latency at each rate come from all-reduces beside the steps. Bytes sent are counted at the
+    interface.
 
     Without root or iproute2 there are no hosts, and the row says so.
     """
@@ -26,10 +27,16 @@ def measure() -> dict[str, Any]:
     except ResourceError as error:
         return _row(None, [{"not measured": str(error)}])
     details = [
-        _line(found["case"], rate, each) for found in seen for rate, each in figures(found).items()
+        _line(found["case"], rate, each)
+        for found in seen["cases"]
+        for rate, each in figures(found).items()
     ]
     off = [abs(line["ratio"] - 1) for line in details]
-    line = {"median_off": round(median(off), 3), "cases": len(off)}
+    line = {
+        "median_off": round(median(off), 3),
+        "cases": len(off),
+        "goes_first": seen["goes_first"],
+    }
     return _row(round(max(off), 3), [line, *details])
 
 

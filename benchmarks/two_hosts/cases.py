@@ -7,6 +7,8 @@ RATES = ("200mbit", "400mbit", "1gbit")
 """At these the cable takes most of a step, but never all of it."""
 FREE = "free"
 """The cable without a limit: what is left of a step there is not the cable's."""
+LARGE = 1_000_000
+"""Values in fp32 that the cable is gauged with."""
 ROWS, LENGTH = 2, 32
 SHAPE = {
     "model_type": "bert",

@@ -7,17 +7,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
-from benchmarks.two_hosts.cases import CASES, FREE, LENGTH, RATES, Case, learner, micro_batch
+from benchmarks.two_hosts.cases import CASES, FREE, LARGE, LENGTH, RATES, Case, learner, micro_batch
 from benchmarks.two_hosts.hosts import sent_bytes, shape
+from benchmarks.two_hosts.predicted import planned_calls
 
-FIRST, ROUNDS = 3, 7
+FIRST, ROUNDS = 3, 5
 """Steps that do not count, as stage 3 traces the model in them; and visits to each rate."""
-LARGE = 1_000_000
-"""Values in fp32 that the cable is gauged with."""
 _SMALL, _SMALLS = 1, 10
+_PAUSE = 0.1
 
 
 @dataclass
@@ -28,12 +28,14 @@ class Seen:
         steps: each step.
         large: all-reduces of 4 MB.
         small: all-reduces of 4 bytes.
+        replayed: the exchanges planned for a step, by themselves; where the cable is free.
         sent: bytes that left this host, of each step.
     """
 
     steps: list[float] = field(default_factory=list)
     large: list[float] = field(default_factory=list)
     small: list[float] = field(default_factory=list)
+    replayed: list[float] = field(default_factory=list)
     sent: list[float] = field(default_factory=list)
 
 
@@ -44,17 +46,32 @@ def main(answer: Path) -> None:
     from engine import distributed
 
     os.sched_setaffinity(0, _own_core(int(os.environ["RANK"])))
+    is_first = _goes_first()
     torch.set_num_threads(1)
     with distributed.joined():
         found = [_case(case) for case in CASES]
         if distributed.rank() == 0:
-            answer.write_text(json.dumps(found), encoding="utf-8")
+            told = {"goes_first": is_first, "cases": found}
+            answer.write_text(json.dumps(told), encoding="utf-8")
         distributed.barrier()
 
 
 def _own_core(rank: int) -> set[int]:
     cores = sorted(os.sched_getaffinity(0))
     return {cores[rank % len(cores)]}
+
+
+def _goes_first() -> bool:
+    """Ask the scheduler for this process before whatever else runs; whether it was granted.
+
+    Whoever waits for the cable is let in at once and whoever computes is not, where others want
+    the core, too: a step over the free cable would seem to compute more.
+    """
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
+    except PermissionError:
+        return False
+    return True
 
 
 def _case(case: Case) -> dict[str, Any]:
@@ -78,6 +95,10 @@ def _case(case: Case) -> dict[str, Any]:
             shape(None if rate == FREE else rate)
             distributed.barrier()
             _gauge(seen[rate])
+            if rate == FREE:
+                _replay(case, seen[rate])
+                # The others wait for their cable before a step.
+                sleep(_PAUSE)
             distributed.barrier()
             _take(made, batches, 1, seen[rate])
     shape(None)
@@ -128,6 +149,31 @@ def _gauge(seen: Seen) -> None:
             began = perf_counter()
             distributed.all_reduce(tensor)
             into.append(perf_counter() - began)
+
+
+def _replay(case: Case, seen: Seen) -> None:
+    """What the planner says that a step exchanges, without the step."""
+    import torch
+    import torch.distributed as dist
+
+    from engine import distributed
+
+    kind = torch.bfloat16 if case.precision == "bf16" else torch.float32
+    world, calls = distributed.world(), []
+    for each in planned_calls(case):
+        values = max(world, each.bytes // each.calls // kind.itemsize // world * world)
+        whole = torch.zeros(values, dtype=kind)
+        calls += [(each.kind, whole, whole[: values // world].clone())] * each.calls
+    distributed.barrier()
+    began = perf_counter()
+    for name, whole, part in calls:
+        if name == "all_gather":
+            dist.all_gather_into_tensor(whole, part)
+        elif name == "reduce_scatter":
+            dist.reduce_scatter_tensor(part, whole)
+        else:
+            dist.all_reduce(whole)
+    seen.replayed.append(perf_counter() - began)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ _PORT = "29500"
 _LIMIT = 900.0
 
 
-def seen_by_ranks() -> list[dict[str, Any]]:
-    """One entry a case, as rank 0 measured it.
+def seen_by_ranks() -> dict[str, Any]:
+    """``cases``: an entry each, as rank 0 measured it; ``goes_first``: see rank.py.
 
     Raises:
         ResourceError: this machine can make no hosts.
@@ -42,7 +42,7 @@ def seen_by_ranks() -> list[dict[str, Any]]:
             answer = Path(place) / "answer.json"
             with _ranks(hosts, environment, answer) as (ranks, logs):
                 _wait(ranks, logs)
-            found: list[dict[str, Any]] = json.loads(answer.read_bytes())
+            found: dict[str, Any] = json.loads(answer.read_bytes())
             return found
     finally:
         signal.signal(signal.SIGTERM, usual)

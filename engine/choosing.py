@@ -174,5 +174,5 @@ def warning(job: Job, zero: Mapping[str, Any], device: Device) -> str | None:
 
 
 def gib(count: float) -> str:
-    """Bytes in GiB, in three digits."""
-    return f"{count / GIB:.3g}"
+    """Bytes in GiB, in three digits or whole."""
+    return f"{count / GIB:.3g}" if count < 999 * GIB else f"{count / GIB:,.0f}"

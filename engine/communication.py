@@ -53,8 +53,9 @@ class Collective:
 def communication(job: Job, zero: Mapping[str, Any]) -> tuple[Collective, ...]:
     """What one rank asks for in a step that is not one of the first three.
 
-    Stage 3 traces the model in its first steps. What happens once in many steps is not counted:
-    metrics, validation, checkpoints.
+    Stage 3 traces the model in its first steps. Not counted is what happens once in many steps:
+    metrics, validation, checkpoints. What ZeRO++ quantizes is counted in full; and low-rank updates
+    beside weights that stage 3 gives back between passes are counted without the model's order.
     """
     if job.world == 1 or job.backend == "plain":
         return ()

@@ -89,7 +89,7 @@ def _options(entry: Mapping[str, Any]) -> Iterator[str]:
     for row in rows:
         cells = [_gib(row[key]) for key in _COLUMNS]
         cells += [] if is_alone else [_gib(row["communicated"])]
-        cells += [_seconds(row["step_seconds"])] if is_timed else []
+        cells += [_seconds(row["step_seconds"]) if "step_seconds" in row else "?"] * is_timed
         fits = "fits" if row["fits"] else "does not fit"
         picked = "  <" if row["picked"] else ""
         numbers = "".join(f"{cell:>9}" for cell in cells)

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
+from configs.deepspeed_checks import QUANTIZED
 from configs.deepspeed_json import precision
 from configs.devices import CPU_BETWEEN, CPU_WITHIN, Device, share_reached
 from engine.communication import communication, total_bytes
 from engine.flops import Cost, Updates, recomputed_flops, training_flops
 from engine.parameter_shapes import ModelShape
-from engine.planner import Job
+from engine.planner import Job, offloaded
 from engine.step_time import Accelerator, Link, Network, StepTime, step_time
 
 GPU_LATENCY, CPU_LATENCY = (5e-6, 20e-6), (50e-6, 100e-6)
@@ -120,14 +121,9 @@ class Clock:
         if self._rate is None and self._sheet is not None:
             self._rate = self._sheet * share_reached(work.width)
 
-    @property
-    def is_known(self) -> bool:
-        """Whether times can be told."""
-        return self._rate is not None
-
     def step(self, job: Job, zero: Mapping[str, Any], rows: int) -> StepTime | None:
-        """Of a step on ``rows`` rows of all ranks."""
-        if self._rate is None:
+        """Of a step on ``rows`` rows of all ranks; None also where states lie on the host."""
+        if self._rate is None or offloaded(zero) != "none":
             return None
         speeds = self._cluster.device.speeds
         return step_time(
@@ -184,9 +180,12 @@ class Clock:
             facts["device_hours"] = taken.total * steps * job.world / 3600
         return facts
 
-    def assumed(self, ranks: int) -> Iterator[str]:
-        """What the times stand on, in sentences."""
+    def assumed(self, zero: Mapping[str, Any], ranks: int) -> Iterator[str]:
+        """What the times of these settings stand on, in sentences."""
         cluster = self._cluster
+        if offloaded(zero) != "none":
+            yield "no time is told where the optimizer or the weights lie on the host"
+            return
         if self._rate is None:
             yield (
                 "no time is told for a CPU unless --rate gives the TFLOP/s that a rank reaches; "
@@ -209,6 +208,10 @@ class Clock:
                 "a step takes no less, however small the model"
             )
         yield from self._links(ranks)
+        if any(zero.get(key) for key in QUANTIZED):
+            yield "what ZeRO++ sends in fewer bits is counted in all of them"
+        if zero.get("zero_hpz_partition_size", 1) > 1:
+            yield "what ZeRO++ gathers within a host is counted as from all hosts"
         yield "not in it: validation, checkpoints, start-up, waiting for data"
 
     def _links(self, ranks: int) -> Iterator[str]:

@@ -38,7 +38,7 @@ class Plan:
     - ``memory``: a line for each ZeRO option: ``zero`` in words; ``rest``, ``pass``, ``update``,
       ``peak``, ``host``: bytes a rank; ``fits``; ``picked``; ``communicated``: bytes of all
       tensors that a rank's collectives reduce or gather in a step, in ``calls`` of them;
-      ``step_seconds``.
+      ``step_seconds``, but where states lie on the host.
     - ``time``, of the picked option: ``flops_step`` and ``flops`` of all ranks, recomputing not
       counted; ``step``: ``seconds``, of which ``compute``, ``communication`` (hidden or not) and
       ``update``; ``tokens_second``, ``tokens_day``; ``mfu``: share of the data sheet's FLOP/s;
@@ -156,7 +156,7 @@ class _Stage:
         ]
         if picked is not None:
             facts["time"] = self._clock.facts(job, picked.zero, rows, self._steps)
-            facts["time"]["assumed"] = list(self._clock.assumed(self._cluster.world))
+            facts["time"]["assumed"] = list(self._clock.assumed(picked.zero, self._cluster.world))
         if is_scaled and job.backend != "plain":
             facts["scaling"] = scaling(self._scaled(None if given is None else given.zero))
         if given is None:

@@ -207,6 +207,30 @@ def test_of_a_cpu_no_time_is_told_unless_its_rate_is(tmp_path: Path) -> None:
     assert "mfu" not in entry["time"]
 
 
+def test_no_time_is_told_where_states_lie_on_the_host(tmp_path: Path) -> None:
+    preset = "stages.base.backend.config=zero1_bf16_offload"
+    cluster = Cluster(1, 8, find_device("h100"))
+    (entry,) = planned(tmp_path, *BILLION[:3], preset, cluster=cluster).stages
+    (picked,) = (row for row in entry["memory"] if row["picked"])
+    assert "step_seconds" not in picked
+    assert entry["time"]["assumed"] == [
+        "no time is told where the optimizer or the weights lie on the host"
+    ]
+    text = "\n".join(plan_lines([entry], str(cluster), "a margin"))
+    assert "?  fits  <" in text
+
+
+@pytest.mark.parametrize(
+    ("preset", "said"),
+    [("zero3_bf16_hpz", "gathers within"), ("zero3_bf16_quantized", "fewer bits")],
+)
+def test_what_is_counted_too_high_is_said(preset: str, said: str, tmp_path: Path) -> None:
+    setting = f"stages.base.backend.config={preset}"
+    cluster = Cluster(2, 8, find_device("h100"))
+    (entry,) = planned(tmp_path, *BILLION[:3], setting, cluster=cluster).stages
+    assert any(said in line for line in entry["time"]["assumed"])
+
+
 def test_a_small_model_is_no_faster_than_its_host(tmp_path: Path) -> None:
     (entry,) = planned(tmp_path, cluster=Cluster(1, 1, find_device("h100"))).stages
     micro_batches, layers = 2, 3

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks import training_stage
 from benchmarks.against_trainer import SETTINGS, in_turn, line
 
-LENGTH, DOCUMENTS, STEPS, ROUNDS, TARGET = 512, 16, 1, 6, 1.8
+LENGTH, DOCUMENTS, STEPS, ROUNDS, TARGET = 512, 16, 1, 5, 1.8
 ROWS = 10
 """Packed rows that hold about as many tokens as 16 documents."""
 KINDS: dict[str, dict[str, Any]] = {

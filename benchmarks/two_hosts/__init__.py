@@ -16,8 +16,8 @@ def measure() -> dict[str, Any]:
 
     Two ranks, one core each, in network namespaces of this machine; the cable between them is
     limited to each rate in turn. A step's time is the median of five. Its compute part is a step
-    over the cable without a limit, less what the same exchanges take there by themselves; bandwidth
-    and latency at each rate come from all-reduces beside the steps. Bytes sent are counted at the
+    over the cable without a limit, less the exchanges planned for it; bandwidth and latency, there
+    and at each rate, come from all-reduces beside the steps. Bytes sent are counted at the
     interface.
 
     Without root or iproute2 there are no hosts, and the row says so.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.two_hosts.cases import FREE, LARGE, LENGTH, SHAPE, Case
 
 if TYPE_CHECKING:
-    from engine.communication import Collective
     from engine.planner import Job
     from engine.step_time import Network
 
@@ -42,16 +41,16 @@ class Figures:
 def figures(found: Mapping[str, Any]) -> dict[str, Figures]:
     """By rate: what was measured, and what the planner says.
 
-    The free cable tells how fast a rank computes: a step there, less what the same exchanges took
-    by themselves, which is the processor's time for them. Each rate's bandwidth and latency are
-    those of all-reduces beside its steps.
+    The free cable tells how fast a rank computes: a step there, less the exchanges planned. Each
+    rate's bandwidth and latency are those of all-reduces beside its steps.
     """
     from engine.step_time import step_time
 
     case = Case(**found["case"])
     job, zero = _job(case), case.deepspeed(HOSTS)["zero_optimization"]
     free = found["seen"][FREE]
-    compute = max(median(free["steps"]) - median(free["replayed"]), 1e-9)
+    exchanged = step_time(job, zero, 1.0, 1.0, _network(free)).communication
+    compute = max(median(free["steps"]) - exchanged, 1e-9)
     made = {}
     for rate, seen in found["seen"].items():
         network = _network(seen)
@@ -76,14 +75,6 @@ def _network(seen: Mapping[str, Sequence[float]]) -> "Network":
     # Of two ranks each sends in two rounds half of the tensor.
     link = Link(4 * LARGE / max(large - small, 1e-9), small / 2)
     return Network(link, link, hosts=HOSTS, ranks_per_host=1, scatters=False)
-
-
-def planned_calls(case: Case) -> "list[Collective]":
-    """What a rank asks for in a step, but for what goes on beside it."""
-    from engine.communication import communication
-
-    zero = case.deepspeed(HOSTS)["zero_optimization"]
-    return [each for each in communication(_job(case), zero) if each.purpose != "vote"]
 
 
 def _sent(job: "Job", zero: Mapping[str, Any], network: "Network") -> float:

@@ -12,7 +12,6 @@ from typing import Any
 
 from benchmarks.two_hosts.cases import CASES, FREE, LARGE, LENGTH, RATES, Case, learner, micro_batch
 from benchmarks.two_hosts.hosts import sent_bytes, shape
-from benchmarks.two_hosts.predicted import planned_calls
 
 FIRST, ROUNDS = 3, 5
 """Steps that do not count, as stage 3 traces the model in them; and visits to each rate."""
@@ -28,14 +27,12 @@ class Seen:
         steps: each step.
         large: all-reduces of 4 MB.
         small: all-reduces of 4 bytes.
-        replayed: the exchanges planned for a step, by themselves; where the cable is free.
         sent: bytes that left this host, of each step.
     """
 
     steps: list[float] = field(default_factory=list)
     large: list[float] = field(default_factory=list)
     small: list[float] = field(default_factory=list)
-    replayed: list[float] = field(default_factory=list)
     sent: list[float] = field(default_factory=list)
 
 
@@ -86,17 +83,16 @@ def _case(case: Case) -> dict[str, Any]:
     batches = [micro_batch(trained.objective, n) for n in range(case.accumulation)]
     values = case.deepspeed(distributed.world())
     made = DeepSpeedZero(config=values).build(trained, AdamW(lr=1e-4))
-    rates = (FREE, *RATES)
-    seen = {rate: Seen() for rate in rates}
+    seen = {rate: Seen() for rate in (FREE, *RATES)}
+    turn = [each for rate in RATES for each in (FREE, rate)]
     shape(None)
     _take(made, batches, FIRST, Seen())
-    for turn in range(ROUNDS):
-        for rate in rates if turn % 2 else reversed(rates):
+    for number in range(ROUNDS):
+        for rate in turn if number % 2 else reversed(turn):
             shape(None if rate == FREE else rate)
             distributed.barrier()
             _gauge(seen[rate])
             if rate == FREE:
-                _replay(case, seen[rate])
                 # The others wait for their cable before a step.
                 sleep(_PAUSE)
             distributed.barrier()
@@ -149,31 +145,6 @@ def _gauge(seen: Seen) -> None:
             began = perf_counter()
             distributed.all_reduce(tensor)
             into.append(perf_counter() - began)
-
-
-def _replay(case: Case, seen: Seen) -> None:
-    """What the planner says that a step exchanges, without the step."""
-    import torch
-    import torch.distributed as dist
-
-    from engine import distributed
-
-    kind = torch.bfloat16 if case.precision == "bf16" else torch.float32
-    world, calls = distributed.world(), []
-    for each in planned_calls(case):
-        values = max(world, each.bytes // each.calls // kind.itemsize // world * world)
-        whole = torch.zeros(values, dtype=kind)
-        calls += [(each.kind, whole, whole[: values // world].clone())] * each.calls
-    distributed.barrier()
-    began = perf_counter()
-    for name, whole, part in calls:
-        if name == "all_gather":
-            dist.all_gather_into_tensor(whole, part)
-        elif name == "reduce_scatter":
-            dist.reduce_scatter_tensor(part, whole)
-        else:
-            dist.all_reduce(whole)
-    seen.replayed.append(perf_counter() - began)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import ranks, training_stage
 from benchmarks.checkpoint_model import SHAPE
 from benchmarks.product_run import run_of
-from benchmarks.syncs import Syncs
 
 if TYPE_CHECKING:
+    from benchmarks.syncs import Syncs
     from engine.assemble import Parts
     from engine.protocols import Batch, Progress, StepRecord
 
@@ -246,6 +246,8 @@ class Turns(Iterator[Sequence["Batch"]]):
         self.syncs: dict[str, list[dict[str, int]]] = {"ours": [], "bare": []}
 
     def __next__(self) -> Sequence["Batch"]:
+        from benchmarks.syncs import Syncs
+
         ended = process_time()
         if self._given:
             self.ours.append(ended - self._began)
@@ -269,6 +271,7 @@ class Turns(Iterator[Sequence["Batch"]]):
     def _take_bare(self, step: int) -> None:
         from contextlib import nullcontext
 
+        from benchmarks.syncs import Syncs
         from engine.backends.attention import training_kernels
 
         [batch] = self._ready[step]

@@ -23,6 +23,7 @@ MODULES = {
     "P9": "checkpoint_save",
     "P10": "checkpoint_async",
     "P11": "resume_start",
+    "P12": "start",
     "P13": "compile_graphs",
     "P14": "two_hosts",
     "remote": "remote",

@@ -77,7 +77,7 @@ def on_rank(folder: str, pairs: int, answer: str) -> None:
 def _trial(root: Path, mode: str, made: Any, step: Callable[[], None]) -> dict[str, float]:
     """Train, save twice, train: seconds of a step before any save and after one, and of a stall."""
     from engine import distributed
-    from engine.checkpoint.policy import CheckpointConfig
+    from engine.checkpoint_policy import CheckpointConfig
     from engine.hooks import CheckpointHook
     from engine.protocols import Progress
 

@@ -18,7 +18,7 @@ from configs.yaml_source import Key, YamlSource, closest, nearest, read_yaml
 class Config(BaseModel):
     """Base of every config: unknown keys are errors, and nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 AnyConfig = TypeVar("AnyConfig", bound=BaseModel)

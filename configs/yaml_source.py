@@ -19,6 +19,10 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, reading ``1e-3`` as the number it is in YAML 1.2 and JSON."""
 
 
+class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # if built
+    """The same by libyaml; its messages say less."""
+
+
 class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper, quoting every string that ``_Loader`` would take for a number."""
 
@@ -30,7 +34,7 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(str, _Dumper.represent_str)
 
-for _reader_or_writer in (_Loader, _Dumper):
+for _reader_or_writer in (_Loader, _FastLoader, _Dumper):
     _reader_or_writer.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
@@ -97,7 +101,7 @@ def read_yaml(path: Path, overrides: Iterable[str] = ()) -> YamlSource:
     text = _read_text(path)
     root = _compose(path, text)
     _refuse_duplicates(path, root)
-    values = _construct(path, text)
+    values = _construct(path, root)
     parsed = tuple(map(_parse_override, overrides))
     for override in parsed:
         _apply(values, override)
@@ -135,7 +139,10 @@ def _read_text(path: Path) -> str:
 
 def _compose(path: Path, text: str) -> yaml.Node:
     try:
-        root = yaml.compose(text, Loader=_Loader)
+        try:
+            root = yaml.compose(text, Loader=_FastLoader)
+        except yaml.YAMLError:
+            root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise _broken(path, error) from None
     if not isinstance(root, yaml.MappingNode):
@@ -145,9 +152,10 @@ def _compose(path: Path, text: str) -> yaml.Node:
     return root
 
 
-def _construct(path: Path, text: str) -> dict[str, Any]:
+def _construct(path: Path, root: yaml.Node) -> dict[str, Any]:
+    """The values; what a mapping merges (``<<``) stands before its own keys in the tree then."""
     try:
-        values = yaml.load(text, Loader=_Loader)
+        values = _Loader("").construct_document(root)
     except yaml.YAMLError as error:
         raise _broken(path, error) from None
     except ValueError as error:
@@ -211,7 +219,8 @@ def _mappings(node: yaml.Node, visited: set[int]) -> Iterator[yaml.MappingNode]:
 def _child(node: yaml.Node, key: Key) -> tuple[yaml.Node, int] | None:
     """The node below a key, and the line of the key (of the item, in a list)."""
     if isinstance(node, yaml.MappingNode):
-        for name, value in node.value:
+        # A mapping's own keys stand after those that it merges.
+        for name, value in reversed(node.value):
             if name.value == str(key):
                 return value, name.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):

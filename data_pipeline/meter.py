@@ -3,17 +3,10 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Item = TypeVar("Item")
 SAY_EVERY = 30.0
@@ -37,6 +30,8 @@ def metered(
         unit: what the weights count, such as ``B``.
         told: called now and then: what has come of it.
     """
+    from rich.console import Console
+
     console = Console(stderr=True)
     begun = time.monotonic()
     if console.is_terminal and not _logger.handlers:
@@ -58,6 +53,8 @@ def say(line: str) -> None:
     if _logger.handlers:
         _logger.info("%s", line)
     else:
+        from rich.console import Console
+
         Console(stderr=True).print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -81,8 +78,17 @@ def _with_bar(
     weights: Sequence[int],
     title: str,
     told: Callable[[], str],
-    console: Console,
+    console: "Console",
 ) -> Iterator[Item]:
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn(title),
         BarColumn(),

@@ -1,16 +1,16 @@
 """Work shared by processes: results come in the order of the work, whoever finishes first."""
 
-import multiprocessing
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from configs.errors import ResourceError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,11 +31,14 @@ class Workers:
         The processes end when this one does, however it ends.
         """
         self.processes = processes
-        # Started afresh: a fork would copy locks that threads of this process may hold.
-        context = multiprocessing.get_context("spawn")
         self._pool: ProcessPoolExecutor | None = None
         if processes > 1:
-            self._pool = ProcessPoolExecutor(
+            import multiprocessing
+            from concurrent.futures import process
+
+            # Started afresh: a fork would copy locks that threads of this process may hold.
+            context = multiprocessing.get_context("spawn")
+            self._pool = process.ProcessPoolExecutor(
                 processes, context, initializer=_begin, initargs=(at_start,)
             )
 
@@ -44,6 +47,8 @@ class Workers:
         if self._pool is None:
             yield from map(function, items)
             return
+        from concurrent.futures.process import BrokenProcessPool
+
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
@@ -88,6 +93,8 @@ def _end_with_parent() -> None:
     A signal on the parent's death (PR_SET_PDEATHSIG) would not do: it comes when the thread ends
     that started the process.
     """
+    import multiprocessing
+
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,6 +1,5 @@
 """Trying again: what is worth another attempt, how long to wait, and when to give up."""
 
-import asyncio
 import os
 import random
 import re
@@ -214,6 +213,6 @@ def _status(error: BaseException) -> int | None:
 def _told(error: BaseException) -> str:
     kind = type(error).__name__
     text = mask_secrets(" ".join(str(error).split()))
-    if isinstance(error, asyncio.TimeoutError) and not text:
+    if isinstance(error, TimeoutError) and not text:
         return "time-out"
     return f"{kind}: {text[:300]}" if text else kind

@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 
 from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline.corpus import CorpusConfig
-from data_pipeline.preparing.job import change, prepare
 from data_pipeline.shards.write import SHARD_TOKENS
 from data_pipeline.tokenization import Tokenizer
 
@@ -67,8 +66,12 @@ class PrepareStage(StageConfig):
 
     def run(self, context: StageContext) -> str:
         """Make everything; the fingerprint covers the tokenizer and every byte of the shards."""
+        from data_pipeline.preparing.job import prepare
+
         return prepare(self, context)
 
     def outdated(self, context: StageContext) -> str | None:
         """Which of the files that it read has changed since."""
+        from data_pipeline.preparing.job import change
+
         return change(self, context)

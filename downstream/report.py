@@ -9,7 +9,6 @@ from pydantic import Field
 from configs.errors import DataError
 from configs.stage import StageConfig, StageContext, split_location
 from downstream.records import digest_of_files
-from downstream.reporting.gather import ReportSources, gather
 
 
 class ReportStage(StageConfig):
@@ -26,6 +25,7 @@ class ReportStage(StageConfig):
 
     def write(self, folder: Path, locate: Callable[[str], Path]) -> list[Path]:
         """Write the report of the run that ``folder`` stands in; returns its files."""
+        from downstream.reporting.gather import ReportSources, gather
         from downstream.reporting.render import Report
 
         sources = ReportSources(

@@ -17,7 +17,7 @@ from engine.activation_checkpointing import ActivationCheckpointing
 from engine.adaptation import AdaptationConfig, FullTraining
 from engine.averaging import AveragingConfig
 from engine.backends import BackendConfig
-from engine.checkpoint.policy import CheckpointConfig
+from engine.checkpoint_policy import CheckpointConfig
 from engine.compilation import Compilation
 from engine.guarding import GuardConfig
 from engine.models import ModelConfig
@@ -38,7 +38,7 @@ class ValidationConfig(Config):
 class PretrainStage(StageConfig):
     """Continued pretraining (or pretraining from random weights) of one model on one mixture."""
 
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
     RUNS: ClassVar[Runs] = "ranks"
     UNKEYED: ClassVar[frozenset[str]] = frozenset(
         {

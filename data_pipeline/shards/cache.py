@@ -18,7 +18,6 @@ from io import FileIO
 from pathlib import Path
 from typing import ClassVar
 
-from filelock import FileLock, Timeout
 from pydantic import ByteSize, Field
 
 from configs.errors import DataError, ResourceError
@@ -137,6 +136,8 @@ class ShardCache:
         return None
 
     def _fetch(self, url: str, record: FileRecord, until: float) -> None:
+        from filelock import FileLock, Timeout
+
         stem = f"{record.sha256}-{record.bytes}"
         lock = FileLock(self._fetching / f"{stem}.lock")
         try:
@@ -183,6 +184,8 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _room_lock(self, until: float) -> Iterator[None]:
+        from filelock import FileLock
+
         lock = FileLock(self.folder / "room.lock")
         # Held for moments: what waits for it looks often.
         with lock.acquire(timeout=max(1.0, until - time.monotonic()), poll_interval=0.002):
@@ -236,6 +239,8 @@ class ShardCache:
 
     def _spoken_for(self) -> int:
         """Bytes that others are fetching; what dead ones left is removed."""
+        from filelock import FileLock, Timeout
+
         total = 0
         for granted in self._fetching.glob("*.granted"):
             digest, _, size = granted.stem.partition("-")

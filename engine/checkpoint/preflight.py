@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from configs.errors import OnwardError
 from engine.checkpoint import commit, disk
 from engine.checkpoint.fragments import bytes_of
-from engine.checkpoint.policy import CheckpointConfig
 from engine.checkpoint.save import Ranks, on_first, step_folders, together
 from engine.checkpoint.store import WEIGHT
+from engine.checkpoint_policy import CheckpointConfig
 
 if TYPE_CHECKING:
     from engine.protocols import Backend

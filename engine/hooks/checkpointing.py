@@ -13,9 +13,9 @@ from configs.errors import OnwardError
 from engine.checkpoint import commit, preflight, prune, save
 from engine.checkpoint.behind import Behind
 from engine.checkpoint.disk import DiskError
-from engine.checkpoint.policy import CheckpointConfig
 from engine.checkpoint.save import Ranks, Source, on_first
 from engine.checkpoint.snapshot import Failed, HostMemory, Snapshot
+from engine.checkpoint_policy import CheckpointConfig
 from engine.hooks.numbers import BEFORE_ALL, JsonLines, Sink
 from engine.protocols import Backend, Hook, Progress, StepRecord, Stop
 

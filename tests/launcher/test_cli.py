@@ -70,6 +70,20 @@ def test_no_heavy_library_is_imported_where_none_is_needed(
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_recipe_alone_imports_what_configs_need_and_no_work() -> None:
+    """What runs a stage is imported when it runs: every verb would wait for it."""
+    works = (
+        *("torch", "transformers", "datasets", "pyarrow", "rich", "asyncio", "filelock"),
+        *("concurrent.futures.process", "data_pipeline.preparing.job", "engine.checkpoint"),
+        *("downstream.reporting.gather", "multiprocessing"),
+    )
+    program = f"import launcher.recipe, sys; print([n for n in {works!r} if n in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_schema_for_editors_is_up_to_date() -> None:
     assert SCHEMA.read_text(encoding="utf-8") == schema_text(), (
         "run: python -m launcher.recipe --write"

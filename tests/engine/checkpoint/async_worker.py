@@ -8,7 +8,7 @@ import torch
 
 from configs.errors import OnwardError
 from engine import distributed, faults
-from engine.checkpoint.policy import CheckpointConfig
+from engine.checkpoint_policy import CheckpointConfig
 from engine.hooks import CheckpointHook
 from engine.protocols import Progress
 from tests.engine.checkpoint.fakes import LiveBackend

@@ -17,7 +17,7 @@ import torch  # before the fork, while there is no thread
 
 from engine.checkpoint import commit, newest
 from engine.checkpoint.commit import ASIDE, problems_of
-from engine.checkpoint.policy import CheckpointConfig
+from engine.checkpoint_policy import CheckpointConfig
 from engine.hooks import CheckpointHook
 from engine.protocols import Progress
 from tests.engine.checkpoint.fakes import AloneHere, LiveBackend, save_step

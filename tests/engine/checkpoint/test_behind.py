@@ -16,8 +16,8 @@ from configs.errors import CheckpointError, OnwardError, ResourceError
 from engine import faults
 from engine.checkpoint import commit, disk, newest, open_checkpoint
 from engine.checkpoint.disk import DiskError
-from engine.checkpoint.policy import CheckpointConfig
 from engine.checkpoint.snapshot import Failed, HostMemory, Snapshot
+from engine.checkpoint_policy import CheckpointConfig
 from engine.hooks import CheckpointHook
 from engine.protocols import Fragment, Progress
 from tests.engine.checkpoint.fakes import AloneHere, LiveBackend, on_ranks, values_of

@@ -8,7 +8,7 @@ import pytest
 
 from engine.backends import Plain
 from engine.checkpoint import newest
-from engine.checkpoint.policy import CheckpointConfig
+from engine.checkpoint_policy import CheckpointConfig
 from engine.hooks import CheckpointHook, MetricsHook, TensorBoardHook, Throughput, ValidationHook
 from engine.loop import train
 from engine.optimization import AdamW, Linear

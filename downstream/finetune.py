@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, StringConstraints, field_validator
 
 from configs import deepspeed_facts
-from configs.deepspeed_json import AUTO, read_deepspeed
+from configs.deepspeed_json import AUTO, precision, read_deepspeed
 from configs.errors import RecipeError
 from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline.example import Example
@@ -180,12 +180,16 @@ class Table:
     def _build(self, cell: Cell) -> "tuple[Backend, Classification, PreTrainedTokenizerBase]":
         from downstream.encoding import padding_id
         from downstream.objectives.classification import Classification
+        from engine import distributed
         from engine.isolation import require_positions
+        from engine.kernels.choice import quicken
         from engine.learner import Learner
 
         model = PretrainedModel(location=self._config.arms[cell.arm])
         loaded = model.build(self._context.locate, "encoder", cell.seed, shared_rows=False)
         require_positions(loaded.model, self._config.length, f"fine-tuning arm '{cell.arm}'")
+        kind = precision(read_deepspeed(self._config.backend.config))
+        quicken(loaded.model, distributed.device(), kind, self._config.length)
         head, classes = self._config.head, len(self._data.labels)
         objective = Classification(head, classes, padding_id(loaded.tokenizer), cell.seed)
         learner = Learner(loaded.model, objective)

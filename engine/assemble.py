@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from configs.deepspeed_json import BatchPlan
+from configs.deepspeed_json import BatchPlan, precision, read_deepspeed
 from configs.errors import DataError
 from configs.stage import StageContext
 from data_pipeline.example import Example
@@ -116,6 +116,9 @@ def _economise(stage: PretrainStage, learner: "Learner") -> None:
     """Recompute layers and compile, as asked; what is exported and counted stays as it is."""
     import torch
 
+    from engine import distributed
+    from engine.kernels.choice import quicken
+
     require_compilable(stage)
     # A compiled stage turns it on; an earlier one of this process may have been compiled.
     torch.use_deterministic_algorithms(mode=False)
@@ -123,6 +126,9 @@ def _economise(stage: PretrainStage, learner: "Learner") -> None:
         stage.activation_checkpointing.apply(learner.backbone)
     if stage.compile is not None:
         stage.compile.apply(learner)
+    else:
+        kind = precision(read_deepspeed(stage.backend.config))
+        quicken(learner.backbone, distributed.device(), kind, stage.data.length)
 
 
 def _require_tokenizer(sha256: str, stream: TokenStream) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.errors import RecipeError, ResourceError
 from configs.schema import Config
-from engine.rows import TARGET_WISE
+from engine.rows import BOUNDS, TARGET_WISE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,6 +83,8 @@ class _Compiled:
         from torch._dynamo.exc import BackendCompilerFailed, Unsupported
         from torch._inductor.exc import InductorError
 
+        # Of another size in each batch, and nothing that a mask does not say.
+        tensors = {name: tensor for name, tensor in tensors.items() if name != BOUNDS}
         _mark(tensors, any_rows=not self._learner.training)
         try:
             answer: tuple[Tensor, Tensor] = self._forward(tensors)

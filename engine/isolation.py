@@ -26,15 +26,25 @@ _FIRST = "_onward_first_position"
 def isolated_inputs(backbone: "nn.Module", tensors: Mapping[str, "Tensor"]) -> dict[str, Any]:
     """Keyword arguments for a transformers model's forward.
 
+    A mask, or, where the model's attention goes by documents, where these lie.
+
     Args:
         backbone: the model, for its config and its first position.
         tensors: int64 ``tokens``, ``segments``, ``positions``, each [B, L], and ``parts`` if a
-            document has several: they are the token types of a model that tells two apart.
+            document has several: they are the token types of a model that tells two apart. Where
+            attention goes by documents also ``bounds``, int32 [N + 1].
     """
+    from engine.kernels import attention
+    from engine.rows import BOUNDS
+
     config: Any = backbone.config
     inputs: dict[str, Any] = {"input_ids": tensors["tokens"]}
     if config.model_type in _alone:
         inputs["attention_mask"] = (tensors["segments"] > 0).long()
+    elif config._attn_implementation == attention.NAME:
+        length = tensors["tokens"].shape[1]
+        inputs["documents"] = attention.documents_of(tensors[BOUNDS], length)
+        inputs["position_ids"] = tensors["positions"] + first_position(backbone)
     else:
         inputs["attention_mask"] = attention_mask(config, tensors["segments"])
         inputs["position_ids"] = tensors["positions"] + first_position(backbone)

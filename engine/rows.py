@@ -1,7 +1,7 @@
 """Rows as tensors, and losses split over the sources they come from."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 TARGET_WISE = frozenset({"at", "labels"})
 """Tensors of a batch with one entry for each target, [T]; the first size of all others is B."""
+BOUNDS = "bounds"
+"""The exception: int32 [N + 1], see ``bounds_of``."""
 
 
 def stack(rows: Rows, sources: int) -> dict[str, "Tensor"]:
-    """Tokens, segments and positions, int64 [B, L]; sources, fp32 [B, S] one-hot."""
+    """Tokens, segments and positions, int64 [B, L]; sources, fp32 [B, S] one-hot; bounds."""
     import torch
 
     fields = {
@@ -26,7 +28,18 @@ def stack(rows: Rows, sources: int) -> dict[str, "Tensor"]:
         for name in ("tokens", "segments", "positions")
     }
     fields["sources"] = one_hot(rows.keys.source, sources)
+    fields[BOUNDS] = torch.from_numpy(bounds_of(rows.segments))
     return fields
+
+
+def bounds_of(segments: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+    """Flat positions at which documents begin, and the end: int32 [N + 1], from segments [B, L].
+
+    Padding at a row's end counts as a document.
+    """
+    begins = np.ones(segments.shape, np.bool_)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return np.append(np.flatnonzero(begins), segments.size).astype(np.int32)
 
 
 def one_hot(source: NDArray[np.int64], sources: int) -> "Tensor":
@@ -88,8 +101,12 @@ def summed(losses: "Tensor", row: "Tensor", sources: "Tensor") -> "Loss":
         row: int64 [T], the row each belongs to.
         sources: fp32 [B, S], one-hot.
     """
+    return shared_out(losses.sum(), losses.detach(), row, sources)
+
+
+def shared_out(total: "Tensor", each: "Tensor", row: "Tensor", sources: "Tensor") -> "Loss":
+    """The same, where the sum, fp32 with gradient, is known; ``each``: fp32 [T], detached."""
     from engine.protocols import Loss
 
-    detached = losses.detach()
-    per_row = detached.new_zeros(sources.shape[0]).index_add(0, row, detached)
-    return Loss(losses.sum(), per_row @ sources.to(per_row.dtype))
+    per_row = each.new_zeros(sources.shape[0]).index_add(0, row, each)
+    return Loss(total, per_row @ sources.to(per_row.dtype))

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipeline.example import Example
 from engine.isolation import isolated_inputs
-from engine.rows import batch_of, one_hot, summed
+from engine.rows import BOUNDS, batch_of, bounds_of, one_hot, summed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,6 +54,7 @@ class Classification:
         width = -(-longest // WIDTH_STEP) * WIDTH_STEP
         fills = {"tokens": self.padding, "segments": 0, "positions": 0}
         tensors = {name: _padded(examples, name, (width, fill)) for name, fill in fills.items()}
+        tensors[BOUNDS] = torch.from_numpy(bounds_of(tensors["segments"].numpy()))
         tensors["labels"] = torch.tensor([example.label for example in examples])
         source = np.array([example.key.source for example in examples], np.int64)
         tensors["sources"] = one_hot(source, sources)

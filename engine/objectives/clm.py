@@ -10,12 +10,13 @@ from configs.schema import Config
 from data_pipeline.example import Example
 from data_pipeline.rows import Rows
 from engine.isolation import isolated_inputs
-from engine.objectives.routing import RouterBalance, imbalance, require_routers, routed
-from engine.rows import batch_of, stack, summed, targets_of_rows
+from engine.objectives.routing import ROUTED, RouterBalance, imbalance, require_routers, routed
+from engine.rows import batch_of, shared_out, stack, summed, targets_of_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from engine.objectives.vocabulary import TargetLosses
     from engine.protocols import Architecture, Batch, LearnerModule, Loss
 
 
@@ -60,8 +61,11 @@ class CausalObjective:
         """None: the backbone has its own head. RecipeError if it has no experts to balance."""
         from torch import nn
 
+        from engine.objectives.vocabulary import prepare
+
         if self._balance is not None:
             require_routers(backbone)
+        prepare(backbone)
         return nn.ModuleDict()
 
     def collate(self, examples: Sequence[Example], seed: int, sources: int) -> "Batch":
@@ -84,10 +88,16 @@ class CausalObjective:
 
     def loss(self, learner: "LearnerModule", tensors: Mapping[str, "Tensor"]) -> "Loss":
         """Cross-entropy of the next tokens, and in training the imbalance of the experts."""
+        from engine.objectives.vocabulary import losses_of
+
         if self._balance is not None and learner.backbone.training:
             return self._balanced(self._balance.weight, learner.backbone, tensors)
-        logits = learner.backbone(**isolated_inputs(learner.backbone, tensors)).logits
-        return _next_tokens(logits, tensors)
+        model: Any = learner.backbone
+        inputs = isolated_inputs(learner.backbone, tensors)
+        if model.config.model_type in _WITH_A_LAYER:
+            return _next_tokens(model, model.base_model(**inputs)[0], tensors)
+        logits = model(**inputs).logits.flatten(0, 1).index_select(0, tensors["at"])
+        return _shared_out(losses_of(logits, tensors["labels"]), tensors)
 
     def _balanced(
         self, weight: float, backbone: "nn.Module", tensors: Mapping[str, "Tensor"]
@@ -96,8 +106,8 @@ class CausalObjective:
 
         from engine.protocols import Loss
 
-        logits, layers = routed(backbone, isolated_inputs(backbone, tensors))
-        tokens = _next_tokens(logits, tensors)
+        hidden, layers = routed(backbone, isolated_inputs(backbone, tensors))
+        tokens = _next_tokens(backbone, hidden, tensors)
         rows, width = tensors["tokens"].shape
         config: Any = backbone.config
         uneven = imbalance(layers, config.num_experts_per_tok, tensors["segments"] > 0)
@@ -106,11 +116,19 @@ class CausalObjective:
         return Loss(tokens.total + balance.total, tokens.by_source + balance.by_source)
 
 
-def _next_tokens(logits: "Tensor", tensors: Mapping[str, "Tensor"]) -> "Loss":
-    """Cross-entropy at the targets, from logits [B, L, V]."""
-    from torch.nn.functional import cross_entropy
+# Their head is one layer and nothing else, ROUTED's likewise: it sees the targets alone.
+_WITH_A_LAYER = frozenset({"gpt2", "llama", "mistral", "qwen2", "qwen3"}) | ROUTED
 
-    width = logits.shape[1]
-    chosen = logits.flatten(0, 1).index_select(0, tensors["at"]).float()
-    losses = cross_entropy(chosen, tensors["labels"], reduction="none")
-    return summed(losses, tensors["at"] // width, tensors["sources"])
+
+def _next_tokens(model: Any, hidden: "Tensor", tensors: Mapping[str, "Tensor"]) -> "Loss":
+    """Cross-entropy at the targets, from hidden states [B, L, D]."""
+    from engine.objectives.vocabulary import target_losses
+
+    chosen = hidden.flatten(0, 1).index_select(0, tensors["at"])
+    losses = target_losses(model.get_output_embeddings(), chosen, tensors["labels"])
+    return _shared_out(losses, tensors)
+
+
+def _shared_out(losses: "TargetLosses", tensors: Mapping[str, "Tensor"]) -> "Loss":
+    width = tensors["tokens"].shape[1]
+    return shared_out(losses.total, losses.each, tensors["at"] // width, tensors["sources"])

@@ -16,11 +16,12 @@ from data_pipeline.randomness import generators
 from data_pipeline.rows import Rows
 from engine.isolation import isolated_inputs
 from engine.objectives.pairs import PairsConfig, PairsObjective
-from engine.rows import batch_of, stack, summed
+from engine.rows import batch_of, shared_out, stack
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from engine.objectives.vocabulary import TargetLosses
     from engine.protocols import Architecture, Batch, LearnerModule, Loss, Objective
 
 
@@ -89,7 +90,9 @@ class MaskedObjective:
         """None: the backbone has its own head."""
         from torch import nn
 
-        del backbone
+        from engine.objectives.vocabulary import prepare
+
+        prepare(backbone)
         return nn.ModuleDict()
 
     def collate(self, examples: Sequence[Example], seed: int, sources: int) -> "Batch":
@@ -134,24 +137,21 @@ class MaskedObjective:
 
     def loss(self, learner: "LearnerModule", tensors: Mapping[str, "Tensor"]) -> "Loss":
         """Cross-entropy at the targets; the vocabulary head sees nothing else where it can be."""
-        from torch.nn.functional import cross_entropy
-
-        logits = score(learner.backbone, tensors, first=False).logits
-        losses = cross_entropy(logits.float(), tensors["labels"], reduction="none")
+        losses = score(learner.backbone, tensors, first=False).losses
         width = tensors["tokens"].shape[1]
-        return summed(losses, tensors["at"] // width, tensors["sources"])
+        return shared_out(losses.total, losses.each, tensors["at"] // width, tensors["sources"])
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a backbone says of a batch.
+    """What a backbone makes of a batch.
 
     Attributes:
-        logits: [T, V], over the vocabulary, at the flat positions ``at`` [T].
+        losses: cross-entropy at the flat positions ``at`` [T].
         hidden: [B, L, D], of the last layer; None if nobody asked and the model hides it.
     """
 
-    logits: "Tensor"
+    losses: "TargetLosses"
     hidden: "Tensor | None"
 
     @property
@@ -165,24 +165,37 @@ class Scores:
 
 def score(backbone: "nn.Module", tensors: Mapping[str, "Tensor"], *, first: bool = True) -> Scores:
     """Score a batch; ``first``: ``Scores.first`` will be asked for."""
+    from engine.objectives.vocabulary import losses_of, target_losses
+
     inputs = isolated_inputs(backbone, tensors)
     config: Any = backbone.config
     head = _HEADS.get(config.model_type)
     if head is None:
         output = backbone(**inputs, **({"output_hidden_states": True} if first else {}))
         logits: Tensor = output.logits.flatten(0, 1).index_select(0, tensors["at"])
-        return Scores(logits, output.hidden_states[-1] if first else None)
+        return Scores(
+            losses_of(logits, tensors["labels"]), output.hidden_states[-1] if first else None
+        )
     model: Any = backbone
     hidden: Tensor = model.base_model(**inputs)[0]
-    return Scores(head(model, hidden.flatten(0, 1).index_select(0, tensors["at"])), hidden)
+    seen = head(model, hidden.flatten(0, 1).index_select(0, tensors["at"]))
+    return Scores(target_losses(model.get_output_embeddings(), seen, tensors["labels"]), hidden)
 
 
-# The head of each architecture, from hidden states [T, D] to logits [T, V]. One that is not named
-# here runs whole, with the same result.
+def _roberta(model: Any, hidden: "Tensor") -> "Tensor":
+    from torch.nn.functional import gelu
+
+    head = model.lm_head
+    changed: Tensor = head.layer_norm(gelu(head.dense(hidden)))
+    return changed
+
+
+# What each architecture does to hidden states [T, D] before the layer onto the vocabulary. One
+# that is not named here runs whole, with the same result.
 _HEADS: dict[str, Callable[[Any, "Tensor"], "Tensor"]] = {
-    "bert": lambda model, hidden: model.cls(hidden),
-    "roberta": lambda model, hidden: model.lm_head(hidden),
-    "xlm-roberta": lambda model, hidden: model.lm_head(hidden),
-    "camembert": lambda model, hidden: model.lm_head(hidden),
-    "modernbert": lambda model, hidden: model.decoder(model.head(hidden)),
+    "bert": lambda model, hidden: model.cls.predictions.transform(hidden),
+    "roberta": _roberta,
+    "xlm-roberta": _roberta,
+    "camembert": _roberta,
+    "modernbert": lambda model, hidden: model.head(hidden),
 }

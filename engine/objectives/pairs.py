@@ -16,7 +16,7 @@ from data_pipeline.example import Example
 from data_pipeline.packing import Packing
 from data_pipeline.randomness import keyed
 from data_pipeline.rows import Rows
-from engine.rows import summed, targets_of_rows
+from engine.rows import shared_out, summed, targets_of_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,6 +76,9 @@ class PairsObjective:
         import torch
         from torch import nn
 
+        from engine.objectives.vocabulary import prepare
+
+        prepare(backbone)
         config: Any = backbone.config
         width = int(config.hidden_size)
         with torch.random.fork_rng(devices=[]):
@@ -107,10 +110,10 @@ class PairsObjective:
         from engine.protocols import Loss
 
         scores = score(learner.backbone, tensors)
-        masked = cross_entropy(scores.logits.float(), tensors["labels"], reduction="none")
         rows, width = tensors["tokens"].shape
         row = tensors["at"] // width
-        tokens = summed(masked, row, tensors["sources"])
+        masked = scores.losses
+        tokens = shared_out(masked.total, masked.each, row, tensors["sources"])
         pairs = tensors["pairs"]
         targets = targets_of_rows(row, rows)
         head = learner.heads["pair"]

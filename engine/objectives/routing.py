@@ -41,11 +41,11 @@ def require_routers(backbone: "nn.Module") -> None:
 
 
 def routed(backbone: "nn.Module", inputs: dict[str, Any]) -> tuple["Tensor", Sequence["Tensor"]]:
-    """Logits over the vocabulary, [B, L, V], and each layer's over the experts, [B * L, E]."""
+    """Hidden states of the last layer, [B, L, D], and each layer's logits over experts, [BL, E]."""
     model: Any = backbone
     # Not through the model's own forward: that would take the 4-D mask for one of padding.
     outputs = model.base_model(**inputs, output_router_logits=True)
-    return model.get_output_embeddings()(outputs.last_hidden_state), outputs.router_logits
+    return outputs.last_hidden_state, outputs.router_logits
 
 
 def imbalance(layers: Sequence["Tensor"], chosen: int, real: "Tensor") -> "Tensor":

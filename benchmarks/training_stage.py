@@ -74,7 +74,7 @@ def stage(
     values: dict[str, Any] = {
         "kind": "pretrain",
         "model": {"name": "random", "shape": shape, "tokenizer": str(folder / "tokenizer")},
-        "data": {"length": length, "sources": {"only": {"shards": str(folder / "shards")}}},
+        "data": data(folder, length),
         "objective": {"name": "mlm"},
         "optimizer": {"name": "adamw", "lr": 1e-4},
         "schedule": {"name": "constant"},
@@ -84,6 +84,11 @@ def stage(
         "checkpoint": {"every": 1_000_000},
     }
     return PretrainStage.model_validate(values | changes)
+
+
+def data(folder: Path, length: int, **changes: Any) -> dict[str, Any]:
+    """The rows of what ``write`` wrote."""
+    return {"length": length, "sources": {"only": {"shards": str(folder / "shards")}}} | changes
 
 
 def context(folder: Path) -> "StageContext":

@@ -10,11 +10,13 @@ from stepping import Stepping
 _running: list[Stepping] = []
 
 
-def start(folder: str, shape: dict[str, Any], length: int, config: dict[str, Any]) -> int:
-    """Put everything together and begin; no step is taken yet."""
+def start(
+    folder: str, shape: dict[str, Any], length: int, config: dict[str, Any], **changes: Any
+) -> int:
+    """Put everything together and begin; no step is taken yet. ``changes``: of the stage."""
     from benchmarks import training_stage
 
-    asked = training_stage.stage(Path(folder), shape, length, config)
+    asked = training_stage.stage(Path(folder), shape, length, config, **changes)
     context = training_stage.context(Path(folder) / "run")
 
     def train() -> None:

@@ -128,28 +128,31 @@ class _Look:
     _events: list[tuple[str | None, Any]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        from torch.profiler import ProfilerActivity, profile
+        from torch.profiler import ProfilerActivity, profile, record_function
 
         activities = [ProfilerActivity.CPU]
         if self.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         self.profiler = profile(activities=activities, profile_memory=True)
         self.profiler.start()
+        # The first mark of a profile takes long, and belongs to no phase.
+        with record_function("profile begins"):
+            pass
 
     def enter(self, phase: str | None) -> None:
         """End the phase that was, begin the next; None: what follows is no part of a step."""
         from torch.profiler import record_function
 
         if self._phase is not None:
-            self._mark.__exit__(None, None, None)
             self._seconds[self._phase] += perf_counter() - self._began
+            self._mark.__exit__(None, None, None)
         self._note_on_device(phase)
         self._phase = phase
         if phase is not None:
             self._calls[phase] += 1
-            self._began = perf_counter()
             self._mark = record_function(f"{PHASE}{phase}")
             self._mark.__enter__()
+            self._began = perf_counter()
 
     def end(self) -> None:
         """Stop the profiler; on a GPU this waits for it."""

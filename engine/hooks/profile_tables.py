@@ -7,6 +7,7 @@ from typing import Any
 
 PHASE = "phase: "
 """What the marks of phases begin with in the trace."""
+MARKS = (PHASE, "profile begins")
 LISTED = 25
 MATRIX_PRODUCTS, ATTENTION, COMMUNICATION, OTHERS = (
     "matrix products",
@@ -95,7 +96,7 @@ def _operators(profiler: Any, steps: int, whole: float, *, on_gpu: bool) -> list
     rows = []
     for event in profiler.key_averages():
         # A kernel has a row of its own besides that of the operator that launched it.
-        if event.device_type != DeviceType.CPU or event.key.startswith(PHASE):
+        if event.device_type != DeviceType.CPU or event.key.startswith(MARKS):
             continue
         time = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         memory = event.self_device_memory_usage if on_gpu else event.self_cpu_memory_usage

@@ -70,7 +70,7 @@ def measure_rows(
     wanted = list(only) or names()
     _require_packages()
     _require_device(device)
-    with _settled(device), tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, _settled(device, Path(place)):
         from engine import distributed
 
         with distributed.joined():
@@ -133,7 +133,7 @@ def _require_device(device: str) -> None:
 
 
 @contextmanager
-def _settled(device: str) -> "Iterator[None]":
+def _settled(device: str, place: Path) -> "Iterator[None]":
     """The environment that a launcher would make, for this one process; and as it was."""
     before = dict(os.environ)
     if device == "cpu":
@@ -144,6 +144,8 @@ def _settled(device: str) -> "Iterator[None]":
         from launcher.jit import build_operators
 
         build_operators()
+    # Torch would name the one of all processes, where interrupted ones leave half a library.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place / "compiled"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:

@@ -21,7 +21,7 @@ class Rows:
         recomputed_every: of how many layers one is recomputed, with 1 all; None: none is.
         masked: whether rows hold several documents, kept apart by a mask.
         scores_written_out: attention without a fused kernel, as on a CPU.
-        whole_head: logits are made at every position, and those of the targets taken from them.
+        in_pieces: targets are scored so many at a time, with their gradients.
     """
 
     count: int
@@ -31,7 +31,7 @@ class Rows:
     recomputed_every: int | None = None
     masked: bool = True
     scores_written_out: bool = False
-    whole_head: bool = False
+    in_pieces: bool = True
 
     @property
     def tokens(self) -> int:
@@ -102,11 +102,24 @@ def layer_bytes(kind: str, sizes: Sizes, rows: Rows) -> int:
     return saved + (square if rows.masked else 0)
 
 
+_PIECE = 1 << 25
+_LEAST_TARGETS = 256
+
+
+def targets_at_once(vocabulary: int) -> int:
+    """How many targets are scored in one piece: 32 million logits, but never fewer than 256."""
+    return max(_LEAST_TARGETS, _PIECE // vocabulary)
+
+
 def head_bytes(shape: ModelShape, rows: Rows) -> int:
     """Logits at the targets in fp32, their log-softmax and a gradient, beside the model's own."""
     if shape.output is None:
         return 0
-    vocabulary = shape.sizes.vocabulary
+    sizes = shape.sizes
+    scored, kept = rows.targets, 0
+    if rows.in_pieces and scored > targets_at_once(sizes.vocabulary):
+        # The gradients are there when the loss is: of the layer in fp32, and of what it sees.
+        kept = 4 * sizes.vocabulary * sizes.hidden + rows.width * scored * sizes.hidden
+        scored = targets_at_once(sizes.vocabulary)
     own = rows.width if rows.width < 4 else 0
-    bytes_at_targets = rows.targets * vocabulary * (12 + own)
-    return bytes_at_targets + (rows.tokens * vocabulary * rows.width if rows.whole_head else 0)
+    return scored * sizes.vocabulary * (12 + own) + kept

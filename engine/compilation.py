@@ -105,8 +105,11 @@ def _own_folder() -> None:
     """A folder for what is compiled, of this process alone, unless the environment names one.
 
     An interrupted compiler leaves half a library behind, at which every later start would fail.
+    torch itself names its usual folder, shared by all, in the environment once it has looked there.
     """
-    if _FOLDER not in os.environ:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get(_FOLDER, default_cache_dir()) == default_cache_dir():
         folder = tempfile.mkdtemp(prefix="onward-compiled-")
         os.environ[_FOLDER] = folder
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

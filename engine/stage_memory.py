@@ -91,7 +91,7 @@ def rows_of(
     stage: "PretrainStage", values: Mapping[str, Any], split: Split, device: Device
 ) -> Rows:
     """A micro-batch, as activations see it."""
-    length, is_causal = stage.data.length, stage.objective.name == "clm"
+    length = stage.data.length
     return Rows(
         split.micro_batch,
         length,
@@ -100,7 +100,7 @@ def rows_of(
         split.recomputed_every,
         masked=stage.data.packing.SHARES_ROWS,
         scores_written_out=device.is_cpu,
-        whole_head=is_causal,
+        in_pieces=precision(values) != "fp16" and getattr(stage, "compile", None) is None,
     )
 
 

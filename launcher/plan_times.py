@@ -59,7 +59,7 @@ class Cluster:
         usual = speeds.between if speeds else CPU_BETWEEN
         between = Link(self.link or usual, outside if self.latency is None else self.latency)
         part = self.of(ranks)
-        return Network(within, between, part.hosts, part.gpus_per_host)
+        return Network(within, between, part.hosts, part.gpus_per_host, scatters=speeds is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-PIECE = 1 << 25
-"""Logits at once, in values."""
-_LEAST = 256
-"""Targets at once: with fewer, matrix products are slow."""
+from engine.activations import targets_at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +72,13 @@ class VocabularyLayer(nn.Linear):
         """
         if hidden.dtype is torch.float16 or torch.compiler.is_compiling():
             return False
-        return hidden.shape[0] > _rows(self.out_features)
+        return hidden.shape[0] > targets_at_once(self.out_features)
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Any:
         """Logits [T, V]; with ``labels`` int64 [T] the sum of the losses, and each, fp32 [T]."""
         if labels is None:
             return linear(hidden, self.weight, self.bias)
         return _InPieces.apply(hidden, self.weight, self.bias, labels)  # type: ignore[no-untyped-call]  # torch's own
-
-
-def _rows(vocabulary: int) -> int:
-    return max(_LEAST, PIECE // vocabulary)
 
 
 class _InPieces(torch.autograd.Function):
@@ -98,7 +91,7 @@ class _InPieces(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         each = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         gradients = _Gradients(hidden, weight, bias, wanted)
-        size = _rows(weight.shape[0])
+        size = targets_at_once(weight.shape[0])
         for start in range(0, hidden.shape[0], size):
             piece = slice(start, start + size)
             logits = linear(hidden[piece], weight, bias).float()

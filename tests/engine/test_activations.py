@@ -62,3 +62,40 @@ def test_recomputing_keeps_the_inputs_of_layers() -> None:
     assert all_again.recomputed == layer_bytes("bert", shape.sizes, rows)
     assert whole.layers - third.layers == 4 * (all_again.recomputed - inputs)
     assert all_again.bytes < third.bytes < whole.bytes
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_pieces_keep_what_is_planned(kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from engine import activations as planned
+    from engine.objectives import vocabulary
+
+    targets, classes, hidden = 300, 900, 48
+    for module in (planned, vocabulary):
+        monkeypatch.setattr(module, "targets_at_once", lambda _: 64)
+    output = torch.nn.Linear(hidden, classes, bias=False).to(kind)
+    output.__class__ = vocabulary.VocabularyLayer
+    given = torch.randn(targets, hidden).to(kind).requires_grad_()
+    labels = torch.zeros(targets, dtype=torch.long)
+    kept = saved(_Scored(output, labels), given)
+    shape: Any = SimpleNamespace(
+        output="output", sizes=SimpleNamespace(vocabulary=classes, hidden=hidden)
+    )
+    told = planned.head_bytes(shape, Rows(1, 512, targets, kind.itemsize))
+    at_once = planned.head_bytes(shape, Rows(1, 512, 64, kind.itemsize))
+    assert told - at_once == kept
+    whole = planned.head_bytes(shape, Rows(1, 512, targets, kind.itemsize, in_pieces=False))
+    assert whole == pytest.approx(at_once * targets / 64)
+
+
+class _Scored(torch.nn.Module):
+    def __init__(self, output: torch.nn.Module, labels: torch.Tensor) -> None:
+        super().__init__()
+        self.output = output
+        self.labels = labels
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        from engine.objectives.vocabulary import target_losses
+
+        return target_losses(self.output, hidden, self.labels).total

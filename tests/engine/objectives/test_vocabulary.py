@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
+from engine.activations import targets_at_once
 from engine.objectives import vocabulary
 from tests.engine import tiny
 
@@ -18,8 +19,7 @@ def layer(bias: bool, kind: torch.dtype, classes: int = 700) -> nn.Linear:
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(vocabulary, "_LEAST", 32)
-    monkeypatch.setattr(vocabulary, "PIECE", 700 * 32)
+    monkeypatch.setattr(vocabulary, "targets_at_once", lambda _: 32)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
@@ -59,7 +59,7 @@ def test_what_is_frozen_gets_no_gradient():
 def test_few_targets_and_fp16_are_scored_at_once():
     output = layer(bias=True, kind=torch.float32)
     assert not output.takes_pieces(torch.zeros(256, 16))
-    many = torch.zeros(vocabulary.PIECE // 700 + 1, 16)
+    many = torch.zeros(targets_at_once(700) + 1, 16)
     assert output.takes_pieces(many)
     assert not output.takes_pieces(many.half())
 
@@ -79,8 +79,7 @@ def test_every_architecture_learns_the_same_in_pieces(tmp_path, monkeypatch, sha
     whole = outcome()
     called = []
     apply = vocabulary._InPieces.apply
-    monkeypatch.setattr(vocabulary, "_LEAST", 2)
-    monkeypatch.setattr(vocabulary, "PIECE", 1)
+    monkeypatch.setattr(vocabulary, "targets_at_once", lambda _: 2)
     monkeypatch.setattr(
         vocabulary._InPieces, "apply", lambda *given: called.append(1) or apply(*given)
     )

@@ -29,10 +29,13 @@ MODULES = {
     "G": "gpu",
     "remote": "remote",
     "cleaning": "cleaning",
-    "cpu_attention": "cpu_attention",
+    "cpu_step": "cpu_step",
 }
 """The file of each benchmark."""
-ALL = ("P1", "P2", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "P11", "P12", "P13", "P14")
+ALL = (
+    *("P1", "P2", "P4", "P5", "P6", "P7", "P8"),
+    *("P9", "P10", "P11", "P12", "P13", "P14", "cpu_step"),
+)
 """The engine's rows, which ``all`` runs."""
 
 

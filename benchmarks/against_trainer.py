@@ -23,11 +23,11 @@ def measure() -> dict[str, Any]:
     """CPU time a token of ours over theirs, all processes in turn; median of the turns.
 
     The Trainer trains twice. With our learner (isolated documents, head at masked positions, the
-    same attention kernel, our collation) the loops alone differ. With what transformers brings
+    same kernels, our collation) the loops alone differ. With what transformers brings
     (documents see each other, full head) it does what its users get. Ours reads shards, packs and
     shuffles; the Trainer has the same packed rows in memory. bf16, fused AdamW, sdpa, one thread
-    each; nothing is logged or saved by the Trainer, ours has a recipe's metrics. The value is the
-    worse ratio of the two.
+    each, freed memory kept by all; nothing is logged or saved by the Trainer, ours has a recipe's
+    metrics. The value is the worse ratio of the two.
     """
     shape = training_stage.BERT_SHORT_HEAD
     config = training_stage.deepspeed_json(ROWS, 1)

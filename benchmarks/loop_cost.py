@@ -195,9 +195,12 @@ class Bare:
         import torch
 
         from engine.assemble import build_learner
+        from engine.kernels.choice import quicken
         from engine.optimization.parameter_groups import parameter_groups
 
         learner, _, _ = build_learner(parts.stage, parts.context, parts.objective)
+        kind = "bf16" if parts.stage.backend.config["bf16"]["enabled"] else "fp32"
+        quicken(learner.backbone, parts.backend.device, kind, parts.stage.data.length)
         wanted = parts.stage.optimizer
         optimizer = torch.optim.AdamW(
             parameter_groups(learner, wanted.weight_decay),
@@ -272,12 +275,11 @@ class Turns(Iterator[Sequence["Batch"]]):
         from contextlib import nullcontext
 
         from benchmarks.syncs import Syncs
-        from engine.backends.attention import training_kernels
 
         [batch] = self._ready[step]
         syncs = Syncs()
         counting = syncs if step >= self._counted else nullcontext()
-        with training_kernels(self.bare.engine, batch.tensors, self.bare.device), counting:
+        with counting:
             began = process_time()
             self.bare.step(batch, self._scales[step])
             self.theirs.append(process_time() - began)

@@ -26,8 +26,9 @@ def measure() -> dict[str, Any]:
     grouped by length, its best means against padding, at the price of batches of like documents.
     Ours reads shards and packs documents end to end, cut where a row is full, isolated from one
     another. One DeepSpeed JSON but for the rows of a step; bf16, fused AdamW, sdpa, one thread
-    each. The head has BERT-base's share of the matrices. The value is the gain over random order,
-    where the target's fill is; what length grouping leaves of it stands beside.
+    each, freed memory kept by all. The head has BERT-base's share of the matrices. The value is
+    the gain over random order, where the target's fill is; what length grouping leaves of it stands
+    beside.
     """
     shape = training_stage.BERT_SHORT_HEAD
     lengths = training_stage.abstracts(0, 1600)

@@ -1,7 +1,7 @@
 """Activation checkpointing: a layer's inside is computed again in the backward pass (Chen, 2016).
 
 Only the inputs of such layers stay in memory. The numbers are the same to the last bit: dropout
-draws the same masks again, and attention runs by the same kernel.
+draws the same masks again.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -62,18 +62,7 @@ def recomputable(backbone: "nn.Module") -> list[Any]:
 
 def _recomputed(layer: "Callable[..., Any]", *inputs: Any) -> Any:
     """The layer's outputs; its inside is forgotten until the backward pass asks for it."""
-    import torch
-    from torch.nn.attention import _cur_sdpa_kernel_backends, sdpa_kernel
     from torch.utils.checkpoint import checkpoint
 
-    if torch.compiler.is_compiling():
-        return checkpoint(layer, *inputs, use_reentrant=False)
-    kernels = _cur_sdpa_kernel_backends()
-
-    def run(*given: Any) -> Any:
-        # The backward pass lies outside the context that chose them.
-        with sdpa_kernel(kernels):
-            return layer(*given)
-
     # The reentrant kind would lose the gradient where inputs need none, as LoRA's first layer's.
-    return checkpoint(run, *inputs, use_reentrant=False)
+    return checkpoint(layer, *inputs, use_reentrant=False)

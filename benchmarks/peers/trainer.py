@@ -21,6 +21,10 @@ def start(work: dict[str, Any], config: dict[str, Any], settings: dict[str, Any]
     documents, padded to the longest of a batch) or ``learner`` (Onward's own module and collation);
     ``folder``, ``shape`` and ``length`` as for Onward. ``settings``: further TrainingArguments.
     """
+    from engine.kernels.memory import keep_freed_memory
+
+    # As for Onward: torch's advice for a CPU is an allocator that does so.
+    keep_freed_memory()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -132,7 +136,7 @@ def _learner(work: dict[str, Any], config: dict[str, Any]) -> tuple[Any, Any, An
 
     from benchmarks import training_stage
     from engine.assemble import build_learner
-    from engine.backends.attention import training_kernels
+    from engine.kernels.choice import quicken
 
     folder = Path(work["folder"])
     asked = training_stage.stage(folder, work["shape"], work["length"], config)
@@ -140,6 +144,7 @@ def _learner(work: dict[str, Any], config: dict[str, Any]) -> tuple[Any, Any, An
     objective = training_stage.objective(asked)
     context = training_stage.context(folder / f"learner-{os.getpid()}")
     learner, _, _ = build_learner(asked, context, objective)
+    quicken(learner.backbone, torch.device("cpu"), "bf16", work["length"])
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -147,8 +152,7 @@ def _learner(work: dict[str, Any], config: dict[str, Any]) -> tuple[Any, Any, An
             self.learner = learner
 
         def forward(self, count: int, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-            with training_kernels(self.learner, tensors, torch.device("cpu")):
-                total, _ = self.learner(tensors)
+            total, _ = self.learner(tensors)
             return {"loss": total / count}
 
     def collate(features: list[Any]) -> dict[str, Any]:

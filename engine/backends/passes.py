@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from configs.errors import CheckpointError
-from engine.backends.attention import training_kernels
 from engine.protocols import Batch, Loss
 
 if TYPE_CHECKING:
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
 
 def score(module: "nn.Module", batch: Batch, device: torch.device) -> Loss:
     """The learner's loss of a micro-batch, in whatever mode the module is."""
-    with training_kernels(module, batch.tensors, device):
-        total, by_source = module(on_device(batch.tensors, device))
+    total, by_source = module(on_device(batch.tensors, device))
     return Loss(total, by_source)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from configs.errors import RecipeError
 from engine.activation_checkpointing import ActivationCheckpointing, recomputable
 from engine.adaptation import FullTraining, LowRank
-from engine.backends.attention import training_kernels
+from engine.kernels.choice import quicken
 from engine.learner import Learner
 from engine.objectives import CausalLanguageModelling
 from engine.objectives.routing import RouterBalance
@@ -32,6 +32,7 @@ def learner(
     if shape == "modernbert_tiny":
         sizes["layer_types"] = ["full_attention", *["sliding_attention"] * (layers - 1)]
     made = tiny.learner(folder, shape, adaptation or FullTraining(), **sizes, **rates)
+    quicken(made.backbone, torch.device("cpu"), "fp32", tiny.LENGTH)
     if every is not None:
         ActivationCheckpointing(every=every).apply(made.backbone)
     return made
@@ -42,8 +43,7 @@ def step(of: Learner, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor,
     of.to(dtype)
     tensors = of.objective.collate(tiny.examples(0, 4), 5, 2).tensors
     torch.manual_seed(7)
-    with training_kernels(of, tensors, torch.device("cpu")):
-        total, _ = of(tensors)
+    total, _ = of(tensors)
     total.backward()
     return total.detach(), {n: p.grad for n, p in of.named_parameters() if p.requires_grad}
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline.corpus import CorpusConfig
-from data_pipeline.shards.write import SHARD_TOKENS
+from data_pipeline.shards.choices import SHARD_TOKENS
 from data_pipeline.tokenization import Tokenizer
 
 CorpusName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]

@@ -9,8 +9,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from configs.errors import RecipeError
 from configs.stage import Runs, StageConfig, StageContext
+from data_pipeline import shards
 from data_pipeline.randomness import keyed
-from data_pipeline.shards import find_shards
 from downstream.cell import PRIMARY
 from downstream.evaluation.language_model import (
     LanguageModelEvaluation,
@@ -67,7 +67,7 @@ class EvaluateStage(StageConfig):
         if asked is not None:
             for location in asked.sets.values():
                 if context.is_made(location):
-                    find_shards(location, context.locate)
+                    shards.find_shards(location, context.locate)
             for location in asked.arms.values():
                 PretrainedModel(location=location).check(context.is_made, context.locate)
         if context.is_made(self.finetune):

@@ -2,7 +2,7 @@
 
 from math import ceil
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -10,9 +10,10 @@ from configs import deepspeed_facts
 from configs.deepspeed_json import AUTO, read_deepspeed, zero_stage
 from configs.schema import Config
 from configs.stage import Runs, StageConfig, StageContext
+from data_pipeline import shards, streaming
 from data_pipeline.randomness import keyed
-from data_pipeline.shards import Verify, find_shards
-from data_pipeline.streaming import Cursor, DataConfig, RowReader, TokenStream
+from data_pipeline.shards import Verify
+from data_pipeline.streaming import DataConfig
 from engine.activation_checkpointing import ActivationCheckpointing
 from engine.adaptation import AdaptationConfig, FullTraining
 from engine.averaging import AveragingConfig
@@ -25,6 +26,9 @@ from engine.objectives import ObjectiveConfig, require_fitting
 from engine.optimization import OptimizerConfig, ScheduleConfig
 from engine.penalties import PenaltyConfig
 from engine.profiling import ProfileConfig
+
+if TYPE_CHECKING:
+    from data_pipeline.streaming import RowReader, TokenStream
 
 
 class ValidationConfig(Config):
@@ -125,10 +129,10 @@ class PretrainStage(StageConfig):
         self.model.check(context.is_made, context.locate)
         for location in self.held_out().values():
             if context.is_made(location):
-                find_shards(location, context.locate)
+                shards.find_shards(location, context.locate)
         stream = None
         if all(context.is_made(source.shards) for source in self.data.sources.values()):
-            stream = TokenStream.open(self.data, context.locate, self.run_seed(context))
+            stream = streaming.TokenStream.open(self.data, context.locate, self.run_seed(context))
             self.objective.build(stream.special, stream.vocabulary_size)
             require_word_starts(self.objective, stream.reader)
             self.model.check_tokenizer(context.is_made, context.locate, stream.tokenizer_sha256)
@@ -140,7 +144,7 @@ class PretrainStage(StageConfig):
             # What trains on it reads and verifies the rest.
             found = newest(context.folder / "checkpoints", context.key, verify="sizes")
             if found is not None and stream is not None:
-                stream.resume(Cursor.from_json(found.state["cursor"]))
+                stream.resume(streaming.Cursor.from_json(found.state["cursor"]))
 
     def held_out(self) -> dict[str, str]:
         """The validation sets' locations by name; none without validation."""
@@ -152,10 +156,10 @@ class PretrainStage(StageConfig):
 
     def open_stream(
         self, context: StageContext, verify: Verify = "sizes", share: slice = slice(None)
-    ) -> TokenStream:
+    ) -> "TokenStream":
         """The stage's token rows, in their order; ``share``: of the shards, those hashed here."""
         seed, cache = self.run_seed(context), packing_cache(context)
-        return TokenStream.open(self.data, context.locate, seed, cache, verify, share)
+        return streaming.TokenStream.open(self.data, context.locate, seed, cache, verify, share)
 
     def budget(self, rows: int, global_batch: int) -> int:
         """Optimizer steps; ``rows`` is the length of the only source where epochs are given."""
@@ -176,7 +180,7 @@ def require_compilable(stage: PretrainStage) -> None:
         stage.compile.check(zero_stage(values))
 
 
-def require_word_starts(objective: ObjectiveConfig, reader: RowReader) -> None:
+def require_word_starts(objective: ObjectiveConfig, reader: "RowReader") -> None:
     """DataError if the objective goes by words and the shards do not say where these begin."""
     if objective.needs_word_starts:
         reader.require_word_starts("the objective's masking policy")

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +17,6 @@ from pydantic import Field, ValidationError
 from configs.errors import CheckpointError, DataError, ResourceError
 from configs.schema import Config
 from configs.yaml_source import yaml_text
-from engine.checkpoint.commit import sync_folder
-from engine.checkpoint.disk import disk_errors
 
 LAUNCH_FILES = {"status.json", "launcher.log", "launch"}
 
@@ -132,7 +130,7 @@ class RunFolder:
         folder = self.stage(name)
         if folder.exists():
             doomed = folder.with_name(f".discarded-{name}-{os.getpid()}")
-            with disk_errors(folder):
+            with _disk_errors(folder):
                 folder.rename(doomed)
                 shutil.rmtree(doomed)
 
@@ -165,7 +163,7 @@ class RunFolder:
         """Be the only one who runs stages here; ResourceError names who is at it already."""
         make_folder(self.root)
         path = self.root / ".lock"
-        with disk_errors(path):
+        with _disk_errors(path):
             opened = path.open("a+", encoding="utf-8")
         with opened as file:
             try:
@@ -178,7 +176,7 @@ class RunFolder:
                     "run folder with output=FOLDER"
                 )
                 raise ResourceError(msg) from None
-            with disk_errors(path):
+            with _disk_errors(path):
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")
                 file.flush()
@@ -199,9 +197,11 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         ResourceError: the disk is full, or writing is not allowed; the path and the reason.
     """
+    from engine.checkpoint.commit import sync_folder
+
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with disk_errors(path):
+        with _disk_errors(path):
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
@@ -216,8 +216,15 @@ def write_atomically(path: Path, text: str) -> None:
 
 def make_folder(path: Path) -> None:
     """Make it and its parents if they are not there; ResourceError with the reason."""
-    with disk_errors(path):
+    with _disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def _disk_errors(path: Path) -> AbstractContextManager[None]:
+    """Those of the checkpoints; who only reads a run folder does without their modules."""
+    from engine.checkpoint.disk import disk_errors
+
+    return disk_errors(path)
 
 
 def read_json(path: Path) -> Any:

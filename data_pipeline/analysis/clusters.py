@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from configs.schema import Config
 from data_pipeline.analysis.hashing import priorities
+from data_pipeline.analysis.settings import Clusters
 from data_pipeline.analysis.stretches import Reader, Stretch, ranges
 from data_pipeline.analysis.vocabulary import Speller, Vocabulary
 
@@ -21,22 +20,6 @@ LONGEST_READ = 1 << 16
 DOCUMENTS_A_CLUSTER = 10
 COVERED_FROM = 0.1
 """A cluster is covered by a corpus that gives it a tenth of the share that the other gives it."""
-
-
-class Clusters(Config):
-    """How documents are clustered: TF-IDF of words, its main directions, k-means.
-
-    Attributes:
-        number: how many clusters; fewer where there are fewer than ten documents for each.
-        documents: at most so many documents of each corpus, a fixed random sample.
-        components: how many directions of the TF-IDF space are kept.
-        words: how many words are listed of each cluster.
-    """
-
-    number: int = Field(default=20, ge=1)
-    documents: int = Field(default=3000, ge=1)
-    components: int = Field(default=50, ge=1)
-    words: int = Field(default=10, ge=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,52 +13,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from configs.schema import Config
 from data_pipeline.analysis.corpus import CorpusCounts
 from data_pipeline.analysis.hashing import priorities, threshold
+from data_pipeline.analysis.settings import Context
 from data_pipeline.analysis.stretches import STRETCH_TOKENS, Reader, Stretch, ranges
 from data_pipeline.analysis.vocabulary import Speller, Vocabulary, numbers_in
 
 MARGIN = 1.5
 LISTED_NEIGHBOURS = 5
 Halves = tuple[CorpusCounts, CorpusCounts]
-
-
-class Context(Config):
-    """How the neighbours of words are compared.
-
-    Attributes:
-        window: so many words on either side, of the same document, are a word's neighbours.
-        words: at most so many words of each pair are compared, the most frequent first.
-        occurrences: at most so many occurrences of a word are looked at in each half of a corpus.
-        least: a word is compared where every half of both corpora has it so often.
-        listed: how many of the words that shift most are listed.
-    """
-
-    window: int = Field(default=5, ge=1, le=50)
-    words: int = Field(default=1000, ge=1)
-    occurrences: int = Field(default=200, ge=1)
-    least: int = Field(default=30, ge=1)
-    listed: int = Field(default=15, ge=0)
-
-    def choose(self, first: Halves, second: Halves, speller: Speller) -> NDArray[np.uint64]:
-        """Hashes of the words, not signs, to be compared in a pair of corpora, ascending."""
-        sides = [half.words for half in (*first, *second)]
-        keys = sides[0].keys
-        for side in sides:
-            keys = np.intersect1d(keys, side.keys[side.counts >= self.least], assume_unique=True)
-        shares = np.zeros(len(keys))
-        for side in sides:
-            shares += side.counts[side.keys.searchsorted(keys)] / max(1, side.total)
-        chosen: list[int] = []
-        for key in keys[np.lexsort((keys, -shares))].tolist():
-            if len(chosen) == self.words:
-                break
-            if speller.is_word(key):
-                chosen.append(key)
-        return np.array(sorted(chosen), np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +44,26 @@ class Occurrences:
         """One word's occurrences."""
         at = int(self.words.searchsorted(word))
         return self.neighbours[self.bounds[at] : self.bounds[at + 1]]
+
+
+def choose(
+    settings: Context, first: Halves, second: Halves, speller: Speller
+) -> NDArray[np.uint64]:
+    """Hashes of the words, not signs, to be compared in a pair of corpora, ascending."""
+    sides = [half.words for half in (*first, *second)]
+    keys = sides[0].keys
+    for side in sides:
+        keys = np.intersect1d(keys, side.keys[side.counts >= settings.least], assume_unique=True)
+    shares = np.zeros(len(keys))
+    for side in sides:
+        shares += side.counts[side.keys.searchsorted(keys)] / max(1, side.total)
+    chosen: list[int] = []
+    for key in keys[np.lexsort((keys, -shares))].tolist():
+        if len(chosen) == settings.words:
+            break
+        if speller.is_word(key):
+            chosen.append(key)
+    return np.array(sorted(chosen), np.uint64)
 
 
 def collect(

@@ -12,7 +12,6 @@ from data_pipeline.example import WORD_START
 from data_pipeline.shards import ShardedDataset
 
 MERGED_AT_ONCE = 8
-MOST_NGRAMS = 3
 
 
 @dataclass(frozen=True, slots=True)

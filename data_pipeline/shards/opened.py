@@ -8,18 +8,17 @@ from dataclasses import dataclass, field
 from io import FileIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import DataError, ResourceError
 from data_pipeline.disk import TOO_MANY
+from data_pipeline.shards.choices import Mode
 from data_pipeline.shards.manifest import ShardRecord, Suffix
 
 T = TypeVar("T")
-Mode = Literal["mmap", "pread"]
-"""``mmap``: shards are mapped into memory. ``pread``: for file systems that refuse that."""
 OPEN_FILES = 256
 """So many are open at once: each holds a file descriptor, and pins its shard in the cache."""
 

@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import DataError
 from data_pipeline.shards.cache import CacheConfig
+from data_pipeline.shards.choices import Mode, Verify
 from data_pipeline.shards.layout import Index, parse_index
 from data_pipeline.shards.manifest import Manifest, ShardRecord, Suffix
-from data_pipeline.shards.opened import OPENED, FileKey, Form, Mode, Payload, opened
+from data_pipeline.shards.opened import OPENED, FileKey, Form, Payload, opened
 from data_pipeline.shards.places import LocalPlace, Place, RemotePlace, require_digest
 from data_pipeline.storage import is_url, mask_secrets
 
-Verify = Literal["sizes", "digests"]
 FETCHERS = 8
 """Threads that fetch the indices of a remote data set."""
 _ANNOTATION = np.dtype(np.uint8)

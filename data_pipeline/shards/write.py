@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from configs.errors import DataError
 from data_pipeline.disk import disk_errors
+from data_pipeline.shards.choices import SHARD_TOKENS
 from data_pipeline.shards.layout import index_bytes, token_dtype
 from data_pipeline.shards.manifest import (
     FILE,
@@ -21,9 +22,6 @@ from data_pipeline.shards.manifest import (
     TokenizerRecord,
 )
 from data_pipeline.shards.output import HashedOutput
-
-SHARD_TOKENS = 1 << 26
-"""A shard is closed by the sequence that brings it to so many tokens (128 MiB of uint16)."""
 
 
 class ShardWriter:

@@ -13,8 +13,6 @@ from pydantic import Field, PositiveInt, model_validator
 from configs.errors import DataError, NumericalError
 from configs.schema import Config
 from data_pipeline.packing import BestFitPacking, Packing
-from data_pipeline.shards import find_shards
-from data_pipeline.streaming import FixedRows
 from data_pipeline.tokenization import tokenizer_sha256
 from downstream.evaluation.significance import Resampling, paired_ratio_interval
 from engine.models import PretrainedModel
@@ -88,6 +86,8 @@ def row_losses(
         DataError: the model's tokenizer is not the one that made the set.
         NumericalError: the loss is not finite.
     """
+    from data_pipeline.shards import find_shards
+    from data_pipeline.streaming import FixedRows
     from engine.isolation import require_positions
     from engine.learner import Learner
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from data_pipeline.analysis.clusters import Clusters, cluster
+from data_pipeline.analysis.clusters import cluster
 from data_pipeline.analysis.corpus import merge_corpora
+from data_pipeline.analysis.settings import Clusters
 from data_pipeline.analysis.vocabulary import Vocabulary
 from tests.data_pipeline.analysis import corpora
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from data_pipeline.analysis.context import Context, collect, neighbours_that_differ, shift
+from data_pipeline.analysis.context import choose, collect, neighbours_that_differ, shift
 from data_pipeline.analysis.corpus import merge_corpora
+from data_pipeline.analysis.settings import Context
 from data_pipeline.analysis.vocabulary import Vocabulary
 from tests.data_pipeline.analysis import corpora
 
@@ -28,7 +29,7 @@ def measure(readers, settings=SETTINGS):
     halves = [corpora.counted(reader) for reader in readers]
     speller = corpora.speller(readers)
     vocabulary = Vocabulary.of([merge_corpora(list(one)).words for one in halves], 500)
-    words = settings.choose(*halves, speller)
+    words = choose(settings, *halves, speller)
     found = [
         collect(reader, own, words, vocabulary, settings, stretch=700)
         for reader, own in zip(readers, halves, strict=True)
@@ -102,7 +103,7 @@ def test_neighbours_stay_in_their_document(tmp_path):
     settings = Context(window=2, words=10, occurrences=50, least=1)
     halves = corpora.counted(reader)
     vocabulary = Vocabulary.of([merge_corpora(list(halves)).words], 3)
-    words = settings.choose(halves, halves, corpora.speller([reader]))
+    words = choose(settings, halves, halves, corpora.speller([reader]))
     both = collect(reader, halves, words, vocabulary, settings)
     names = {int(key): n for n, key in enumerate(vocabulary.keys)}
     speller = corpora.speller([reader])

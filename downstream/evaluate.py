@@ -2,27 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from configs.errors import RecipeError
 from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline import shards
 from data_pipeline.randomness import keyed
-from downstream.cell import PRIMARY
 from downstream.evaluation.language_model import (
     LanguageModelEvaluation,
     RowLosses,
     compare_losses,
     row_losses,
 )
-from downstream.evaluation.metrics import METRICS, class_f1
-from downstream.evaluation.significance import Resampling, TestSet, compare
-from downstream.finetune import Predictions, read_predictions
 from downstream.records import digest_of_files, read_json, write_json
 from engine.models import PretrainedModel
+
+if TYPE_CHECKING:
+    from downstream.evaluation.significance import Resampling
+    from downstream.table import Predictions
 
 METHOD = (
     "Paired over test groups and seeds: the test set's part of the standard error is a bootstrap "
@@ -78,7 +77,9 @@ class EvaluateStage(StageConfig):
             msg = f"baseline '{self.baseline}' is not one of the arms {list(results['arms'])}"
             raise RecipeError(msg)
 
-    def _how(self, context: StageContext) -> Resampling:
+    def _how(self, context: StageContext) -> "Resampling":
+        from downstream.evaluation.significance import Resampling
+
         return Resampling(self.resamples, self.confidence, keyed(context.seed, context.name))
 
     def _all_losses(self, context: StageContext) -> dict[str, dict[str, RowLosses]]:
@@ -99,6 +100,9 @@ class EvaluateStage(StageConfig):
         return losses
 
     def _write(self, context: StageContext, losses: dict[str, dict[str, RowLosses]]) -> str:
+        from downstream.cell import PRIMARY
+        from downstream.table import read_predictions
+
         folder = context.locate(self.finetune)
         finetuned = read_json(folder / "results.json")
         self._require_baseline(finetuned)
@@ -124,7 +128,11 @@ class EvaluateStage(StageConfig):
         write_json(context.folder / "results.json", results)
         return digest_of_files([context.folder / "results.json"])
 
-    def _differences(self, predictions: Predictions, how: Resampling) -> dict[str, dict[str, Any]]:
+    def _differences(
+        self, predictions: "Predictions", how: "Resampling"
+    ) -> dict[str, dict[str, Any]]:
+        from downstream.evaluation.significance import TestSet, compare
+
         test = TestSet(predictions.truth, predictions.groups)
         compared = compare(test, predictions.by_arm, self.baseline, how)
         return {
@@ -133,8 +141,12 @@ class EvaluateStage(StageConfig):
         }
 
 
-def _arms(finetuned: Mapping[str, Any], predictions: Predictions) -> dict[str, Any]:
+def _arms(finetuned: Mapping[str, Any], predictions: "Predictions") -> dict[str, Any]:
     """Each arm: its cells by seed, mean and standard deviation of every metric, F1 by class."""
+    import numpy as np
+
+    from downstream.evaluation.metrics import METRICS, class_f1
+
     arms: dict[str, Any] = {}
     classes = len(finetuned["labels"])
     for arm in finetuned["arms"]:

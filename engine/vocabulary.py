@@ -17,23 +17,19 @@ from pydantic import Field, model_validator
 
 from configs.errors import DataError, RecipeError
 from configs.stage import StageConfig, StageContext
-from data_pipeline.shards import ShardedDataset, Verify, find_shards
+from data_pipeline import shards
+from data_pipeline.shards import Verify
 from data_pipeline.storage import is_url
 from data_pipeline.tokenization import tokenizer_sha256
-from data_pipeline.tokenization.extension import (
-    Extended,
-    Measure,
-    Spelling,
-    count_words,
-    extend,
-    rank,
-)
 from data_pipeline.tokenization.tokenizer import FILE, load_backend
 from data_pipeline.whole_file import write_whole
 from engine.models import PretrainedModel
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from data_pipeline.shards import ShardedDataset
+    from data_pipeline.tokenization.extension import Extended, Measure, Spelling
 
 RESULTS = "results.json"
 EXPORT = "export"
@@ -81,7 +77,7 @@ class VocabularyStage(StageConfig):
         self.model.check(context.is_made, context.locate)
         for location in self._shards.values():
             if not is_url(location) and context.is_made(location):
-                data = ShardedDataset.open(context.locate(location))
+                data = shards.ShardedDataset.open(context.locate(location))
                 sha256 = data.manifest.tokenizer.sha256
                 self.model.check_tokenizer(context.is_made, context.locate, sha256)
 
@@ -95,6 +91,7 @@ class VocabularyStage(StageConfig):
             shutil.rmtree(work, ignore_errors=True)
 
     def _extend(self, context: StageContext, work: Path) -> str:
+        from data_pipeline.tokenization.extension import Spelling
         from engine.checkpoint.export import export_untrained
 
         loaded = self.model.build(context.locate, self.architecture, context.seed)
@@ -138,16 +135,18 @@ class VocabularyStage(StageConfig):
 
     def _open(
         self, context: StageContext, sha256: str, verify: Verify = "digests"
-    ) -> dict[str, ShardedDataset]:
+    ) -> dict[str, "ShardedDataset"]:
         opened = {
-            name: ShardedDataset.open(find_shards(location, context.locate), verify)
+            name: shards.ShardedDataset.open(shards.find_shards(location, context.locate), verify)
             for name, location in self._shards.items()
         }
         for data in opened.values():
             data.require_tokenizer(sha256, self.model.tokenizer or self.model.location)
         return opened
 
-    def _choose(self, spelling: Spelling, data: Mapping[str, ShardedDataset]) -> Extended:
+    def _choose(self, spelling: "Spelling", data: Mapping[str, "ShardedDataset"]) -> "Extended":
+        from data_pipeline.tokenization.extension import count_words, extend, rank
+
         counts = Counter[tuple[int, ...]]()
         for name in self.corpora:
             counts.update(count_words(data[name], self.count_tokens))
@@ -162,7 +161,7 @@ class VocabularyStage(StageConfig):
             raise DataError(msg)
         return extended
 
-    def _measure(self, measure: Measure, data: Mapping[str, ShardedDataset]) -> dict[str, Any]:
+    def _measure(self, measure: "Measure", data: Mapping[str, "ShardedDataset"]) -> dict[str, Any]:
         return {
             part: {
                 name: measure.corpus(data[name], self.measure_tokens).as_dict() for name in names
@@ -171,7 +170,7 @@ class VocabularyStage(StageConfig):
         }
 
 
-def save_extended(tokenizer: Any, extended: Extended, folder: Path) -> Any:
+def save_extended(tokenizer: Any, extended: "Extended", folder: Path) -> Any:
     """Write a tokenizer with its new words, and load it as anybody would.
 
     Args:
@@ -196,7 +195,7 @@ def save_extended(tokenizer: Any, extended: Extended, folder: Path) -> Any:
     return loaded
 
 
-def grow(model: Any, extended: Extended) -> dict[str, int]:
+def grow(model: Any, extended: "Extended") -> dict[str, int]:
     """Give a model rows for new words, in place; the rows that it had stay as they are.
 
     Rows that no id used (of a table that was rounded up) are used first.
@@ -238,12 +237,14 @@ def _tables(model: Any) -> "list[Tensor]":
     return list({id(table): table for table in found}.values())
 
 
-def _comparing(old: Path, new: Path, spelling: Spelling, extended: Extended) -> Measure:
+def _comparing(old: Path, new: Path, spelling: "Spelling", extended: "Extended") -> "Measure":
+    from data_pipeline.tokenization.extension import Measure
+
     reached = frozenset(spelling.ids[token] for token in extended.shadowed)
     return Measure(old, new, extended.first, reached)
 
 
-def _described(extended: Extended, spelling: Spelling) -> dict[str, Any]:
+def _described(extended: "Extended", spelling: "Spelling") -> dict[str, Any]:
     return {
         "words_not_used_by_the_tokenizer": len(extended.unreachable),
         "old_tokens_now_reached": list(extended.shadowed),
@@ -261,7 +262,7 @@ def _described(extended: Extended, spelling: Spelling) -> dict[str, Any]:
     }
 
 
-def _probe(extended: Extended, model: Any) -> Sequence[int]:
+def _probe(extended: "Extended", model: Any) -> Sequence[int]:
     """Ids on which the export is compared: new ones, and what they were spelled with."""
     ids = [
         piece

@@ -6,20 +6,21 @@ from math import exp, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
 from configs.errors import DataError, NumericalError
 from configs.schema import Config
 from data_pipeline.packing import BestFitPacking, Packing
 from data_pipeline.tokenization import tokenizer_sha256
-from downstream.evaluation.significance import Resampling, paired_ratio_interval
 from engine.models import PretrainedModel
 from engine.objectives import ObjectiveConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from data_pipeline.rows import Rows
+    from downstream.evaluation.significance import Resampling
     from engine.learner import Learner
 
 MASK_SEED = 0
@@ -67,8 +68,8 @@ class RowLosses:
         tokens: real tokens read.
     """
 
-    sums: NDArray[np.float64]
-    counts: NDArray[np.float64]
+    sums: "NDArray[np.float64]"
+    counts: "NDArray[np.float64]"
     tokens: int
 
     @property
@@ -116,6 +117,8 @@ def row_losses(
 
 
 def _losses(learner: "Learner", rows: "Rows") -> RowLosses:
+    import numpy as np
+
     from engine import distributed
     from engine.backends.passes import score_fixed
 
@@ -139,7 +142,7 @@ def compare_losses(
     config: LanguageModelEvaluation,
     losses: Mapping[str, Mapping[str, RowLosses]],
     baseline: str,
-    how: Resampling,
+    how: "Resampling",
 ) -> dict[str, Any]:
     """Losses of every arm on every set, and changes to the baseline with intervals over rows.
 
@@ -167,7 +170,9 @@ def compare_losses(
     }
 
 
-def _against(arm: RowLosses, base: RowLosses, how: Resampling) -> dict[str, float]:
+def _against(arm: RowLosses, base: RowLosses, how: "Resampling") -> dict[str, float]:
+    from downstream.evaluation.significance import paired_ratio_interval
+
     low, high = paired_ratio_interval(arm.sums - base.sums, base.counts, how)
     return {
         "loss": arm.mean,

@@ -10,7 +10,6 @@ from configs.stage import StageConfig, StageContext
 from downstream.records import write_json
 from downstream.tasks.documentation_part import DocumentationPart
 from downstream.tasks.jsonl import JsonlTask
-from downstream.tasks.reference import reference_scores
 from downstream.tasks.rows import SIDES, TaskData
 
 # A task config has ``load(locate, seed) -> TaskData``, ``check(locate)`` and ``locations()``.
@@ -38,6 +37,8 @@ class TaskStage(StageConfig):
 
 def card(name: str, data: TaskData) -> dict[str, Any]:
     """What a reader wants to know of a task before believing a score on it."""
+    from downstream.tasks.reference import reference_scores
+
     return {
         "task": name,
         "labels": list(data.labels),

@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from configs.errors import DataError, NumericalError, RecipeError
-from downstream.finetune import FinetuneStage, read_predictions
+from downstream.finetune import FinetuneStage
+from downstream.table import read_predictions
 from tests.downstream import tiny
 
 
@@ -82,7 +83,7 @@ def test_another_key_is_another_table(finished, place):
     path = folder / "finished" / "cells" / "a.seed-1.json"
     stage = FinetuneStage.model_validate(tiny.finetune_config(place[2]))
     from downstream.cell import Cell
-    from downstream.finetune import Table
+    from downstream.table import Table
 
     context = tiny.context("finetune", folder / "finished", rows=place[1])
     assert Table(stage, context).is_finished(Cell("a", 1))

@@ -332,7 +332,7 @@ def test_an_interrupted_write_leaves_nothing_under_the_final_name(context, engli
     def fail(task):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data_pipeline.selection.stage.take_part", fail)
+    monkeypatch.setattr("data_pipeline.selection.work.take_part", fail)
     with pytest.raises(KeyboardInterrupt):
         stage(english).run(context)
     assert not list(context.folder.iterdir())

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pydantic import ConfigDict
+
 from configs.errors import DataError, RecipeError
 from configs.schema import Config
 from configs.stop import StopRequest
@@ -117,6 +119,10 @@ class StageConfig(Config, ABC):
             there, a change of the stage's key is refused until the user asks for ``--redo``;
             otherwise it is begun anew, in an empty folder.
     """
+
+    # A recipe is built of its stages' schemas: made here they serve it and the stage, made later
+    # each is made twice.
+    model_config = ConfigDict(defer_build=False)
 
     VERSION: ClassVar[int] = 1
     RUNS: ClassVar[Runs] = "once"

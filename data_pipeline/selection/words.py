@@ -20,19 +20,20 @@ UNSPACED = (
     "\u3005-\u3007\u3040-\u312f\u31a0-\u31bf"  # kana, bopomofo
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # ideographs
 )
-_WORDS_AND_SIGNS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
-_RUNS = re.compile(rf"([{UNSPACED}]+)|[^\W_{UNSPACED}]+")
+# Compiled when they are first used: who only reads a recipe need not wait for it.
+_WORDS_AND_SIGNS = rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]"
+_RUNS = rf"([{UNSPACED}]+)|[^\W_{UNSPACED}]+"
 
 
 def words_and_signs(text: str) -> list[str]:
     """Words, signs and characters of unspaced scripts, in their order; upper case as lower case."""
-    return _WORDS_AND_SIGNS.findall(text.casefold())
+    return re.findall(_WORDS_AND_SIGNS, text.casefold())
 
 
 def terms(text: str) -> list[str]:
     """What a text is about: words without signs; of unspaced scripts characters and their pairs."""
     found: list[str] = []
-    for run in _RUNS.finditer(text.casefold()):
+    for run in re.finditer(_RUNS, text.casefold()):
         unspaced = run.group(1)
         if unspaced:
             found += unspaced

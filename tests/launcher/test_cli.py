@@ -75,7 +75,11 @@ def test_the_recipe_alone_imports_what_configs_need_and_no_work() -> None:
     works = (
         *("torch", "transformers", "datasets", "pyarrow", "rich", "asyncio", "filelock"),
         *("concurrent.futures.process", "data_pipeline.preparing.job", "engine.checkpoint"),
-        *("downstream.reporting.gather", "multiprocessing"),
+        *("downstream.reporting.gather", "multiprocessing", "data_pipeline.shards.read"),
+        *("data_pipeline.streaming.stream", "data_pipeline.tokenization.encode"),
+        *("data_pipeline.analysis.measure", "data_pipeline.selection.work"),
+        *("data_pipeline.cleaning.clean", "downstream.table", "downstream.cell"),
+        *("downstream.evaluation.significance", "data_pipeline.tokenization.extension"),
     )
     program = f"import launcher.recipe, sys; print([n for n in {works!r} if n in sys.modules])"
     done = subprocess.run(

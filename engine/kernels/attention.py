@@ -5,8 +5,10 @@ documents of like length are multiplied together; torch's kernels there compute 
 a row and, with dropout, need a multiple of the time of their products (benchmarks/LOG.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +24,9 @@ NAME = "documents"
 LONGEST = 1024
 """Longer rows, in tokens, would keep too large a square of probabilities on a CPU."""
 _HALF = (torch.bfloat16, torch.float16)
+_WIDEST = 256
+_SHARES_KEYS = "enable_gqa"
+"""torch 2.11's kernel does not know it yet."""
 KNOWN = frozenset(
     {"bert", "roberta", "xlm-roberta", "camembert", "modernbert", "gpt2", "llama", "mixtral"}
 )
@@ -74,8 +79,25 @@ def suits(backbone: "nn.Module", device: torch.device, dtype: torch.dtype, lengt
     # The flash kernel has no dropout.
     rates = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
     quiet = not any(getattr(config, rate, 0.0) for rate in rates)
-    able = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else False
-    return quiet and able and dtype in _HALF
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    fits = quiet and dtype in _HALF and width % 8 == 0 and width <= _WIDEST
+    return fits and device.type == "cuda" and _has_flash(device)
+
+
+def _has_flash(device: torch.device) -> bool:
+    """Whether this GPU and this torch have the kernel, with all that is asked of it."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return {"scale", "window_size"} <= _taken_by(varlen_attn)
+
+
+@cache
+def _taken_by(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(signature(function).parameters)
 
 
 def use(backbone: Any) -> None:
@@ -87,6 +109,13 @@ def use(backbone: Any) -> None:
 
     AttentionInterface.register(NAME, attend)
     backbone.set_attn_implementation(NAME)
+    # GPT-2 would look for padding in each batch, and wait for the device, as it is given no mask.
+    backbone.base_model.warn_if_padding_and_no_attention_mask = _no_warning
+
+
+def _no_warning(*tokens: Any) -> None:
+    """Nothing is missing."""
+    del tokens
 
 
 def documents_of(bounds: Tensor, length: int) -> Documents:
@@ -185,6 +214,12 @@ def _flash(parts: Sequence[Tensor], documents: Documents, way: Way) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     rows, heads, length, size = parts[0].shape
+    shared = heads // parts[1].shape[1]
+    more: dict[str, Any] = {}
+    if shared > 1 and _SHARES_KEYS in _taken_by(varlen_attn):
+        more[_SHARES_KEYS] = True
+    elif shared > 1:
+        parts = (parts[0], *(part.repeat_interleave(shared, dim=1) for part in parts[1:]))
     query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in parts)
     bounds, longest = documents.bounds, documents.longest
     attended: Any = varlen_attn(
@@ -197,7 +232,7 @@ def _flash(parts: Sequence[Tensor], documents: Documents, way: Way) -> Tensor:
         longest,
         scale=way.scale,
         window_size=way.sides,
-        enable_gqa=parts[1].shape[1] != heads,
+        **more,
     )
     answer: Tensor = attended.view(rows, length, heads, size)
     return answer
@@ -271,9 +306,13 @@ class _Gathered:
 
     def hide(self, scores: Tensor) -> None:
         """Let nobody see what the group has too much: scores [N * H, M, M], in place."""
-        if self.beyond is not None:
-            lacking = torch.zeros(self.beyond.shape).masked_fill_(self.beyond, -torch.inf)
-            scores.view(-1, self.heads, self.size, self.size).add_(lacking[:, None, None])
+        if self.beyond is None:
+            return
+        whole = scores.view(-1, self.heads, self.size, self.size)
+        lacking = torch.zeros(self.beyond.shape).masked_fill_(self.beyond, -torch.inf)
+        whole.add_(lacking[:, None, None])
+        # What is too much may see nobody through a window, and no softmax is of nothing.
+        whole.masked_fill_(self.beyond[:, None, :, None], 0.0)
 
     def blank(self, slopes: Tensor) -> None:
         """And nothing come back from there: [N * H, M, D], in place."""

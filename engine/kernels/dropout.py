@@ -41,7 +41,7 @@ def draw(count: int, rate: float) -> Kept:
         0, 2**64, -(-count // _WORDS), dtype=np.uint64
     )
     drawn = torch.from_numpy(words.view(np.int16))[:count]
-    dropped = round(rate * _STEPS)
+    dropped = _dropped(rate)
     # To 0 ... 32,767, less the threshold: negative where it is to be dropped.
     drawn.bitwise_and_(_STEPS - 1).sub_(dropped).bitwise_right_shift_(15).bitwise_not_()
     return kept_of(drawn, rate)
@@ -49,13 +49,18 @@ def draw(count: int, rate: float) -> Kept:
 
 def kept_of(bits: Tensor, rate: float) -> Kept:
     """What was drawn earlier with that rate."""
-    return Kept(bits, _STEPS / (_STEPS - round(rate * _STEPS)))
+    return Kept(bits, _STEPS / (_STEPS - _dropped(rate)))
+
+
+def _dropped(rate: float) -> int:
+    """Of all steps; one at least is left, or what is kept would be scaled beyond all numbers."""
+    return min(_STEPS - 1, round(rate * _STEPS))
 
 
 def quicken(module: nn.Module) -> None:
     """Let the dropout layers of a module on a CPU draw that way; their rates stay."""
     for layer in module.modules():
-        if type(layer) is nn.Dropout:
+        if type(layer) is nn.Dropout and not layer.inplace:
             layer.__class__ = QuickDropout
 
 

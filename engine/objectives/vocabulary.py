@@ -7,6 +7,7 @@ computed twice (the idea of Hsu et al., 2024, arXiv:2410.10989). torch's own
 on a CPU (benchmarks/LOG.md).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,17 +79,20 @@ class VocabularyLayer(nn.Linear):
         """Logits [T, V]; with ``labels`` int64 [T] the sum of the losses, and each, fp32 [T]."""
         if labels is None:
             return linear(hidden, self.weight, self.bias)
-        return _InPieces.apply(hidden, self.weight, self.bias, labels)  # type: ignore[no-untyped-call]  # torch's own
+        return _InPieces.apply(hidden, self.weight, self.bias, labels, torch.is_grad_enabled())  # type: ignore[no-untyped-call]  # torch's own
 
 
 class _InPieces(torch.autograd.Function):
-    """(hidden [T, D], weight [V, D], bias [V] or None, labels [T]) -> (sum, each [T])."""
+    """(hidden [T, D], weight [V, D], bias [V] or None, labels [T], whether gradients are wanted).
+
+    -> (sum, each [T]).
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        wanted = ctx.needs_input_grad
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        hidden, weight, bias, labels, is_training = given
+        # Of the inputs alone: it does not say whether somebody asked for no gradients at all.
+        wanted = [is_training and needed for needed in ctx.needs_input_grad]
         each = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         gradients = _Gradients(hidden, weight, bias, wanted)
         size = targets_at_once(weight.shape[0])
@@ -114,6 +118,7 @@ class _InPieces(torch.autograd.Function):
             None if weight is None else (weight * total).to(kinds[0]),
             None if bias is None else (bias * total).to(kinds[1]),
             None,
+            None,
         )
 
 
@@ -121,7 +126,7 @@ class _Gradients:
     """Of the sum of the losses; the weights' are summed in fp32."""
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...]
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool]
     ) -> None:
         self._of = hidden, weight
         self.hidden = torch.empty_like(hidden) if wanted[0] else None

@@ -1,5 +1,6 @@
 """Attention by documents against the block mask, for every architecture that has it."""
 
+import inspect
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import varlen
 
 from engine.isolation import isolated_inputs
 from engine.kernels import attention
@@ -56,6 +58,35 @@ def test_outputs_and_gradients_are_those_of_the_block_mask(tmp_path, shape, kind
     assert len(by_documents[1]) == len(masked[1])
     for ours, theirs in zip(by_documents[1], masked[1], strict=True):
         torch.testing.assert_close(ours, theirs, **within)
+
+
+WINDOWS: dict[str, dict[str, Any]] = {
+    "modernbert_tiny": {"local_attention": 6},
+    "mixtral_tiny": {"sliding_window": 4},
+}
+
+
+@pytest.mark.parametrize("shape", WINDOWS)
+def test_a_window_is_kept_where_documents_of_unlike_length_share_a_group(tmp_path, shape):
+    """What a group has too much may lie beyond everybody's sight; nothing comes back from there."""
+    model = tiny.learner(tmp_path, shape, **WINDOWS[shape]).backbone.train()
+    masked = outcome(model, rows())
+    attention.use(model)
+    by_documents = outcome(model, rows())
+    torch.testing.assert_close(by_documents[0], masked[0], atol=1e-6, rtol=1e-5)
+    for ours, theirs in zip(by_documents[1], masked[1], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_gpt2_is_not_asked_for_a_mask(tmp_path, monkeypatch):
+    """Looking for padding would wait for the device in each pass."""
+    model = tiny.learner(tmp_path, "gpt2_tiny").backbone
+    model.config.pad_token_id = 0
+    attention.use(model)
+    looked = []
+    monkeypatch.setattr(torch.Tensor, "__contains__", lambda *_: looked.append(1) or False)
+    model(**isolated_inputs(model, rows()))
+    assert not looked
 
 
 def test_it_is_refused_where_it_would_not_be_the_same(tmp_path):
@@ -125,39 +156,53 @@ def test_dropout_keeps_the_mean():
     assert torch.stack(drawn).std() > 0
 
 
-def test_a_gpu_is_given_the_bounds_as_torch_wants_them(tmp_path, monkeypatch):
-    """torch's kernel has no CPU form: one of the same signature computes document by document."""
-    import inspect
+def by_hand(told: dict[str, Any]) -> torch.Tensor:
+    """What torch's kernel computes, document by document."""
+    limits = told["cu_seq_q"].tolist()
+    assert told["cu_seq_q"].dtype == torch.int32
+    assert max(np.diff(limits)) <= told["max_q"] == told["max_k"]
+    query, key, value = (told[name] for name in ("query", "key", "value"))
+    left, right = (side if side >= 0 else limits[-1] for side in told["window_size"])
+    answer = torch.empty_like(query)
+    for start, stop in pairwise(limits):
+        places = torch.arange(stop - start)
+        ahead = places[None] - places[:, None]
+        q, k, v = (part[start:stop].transpose(0, 1)[None] for part in (query, key, value))
+        answer[start:stop] = torch.nn.functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=(ahead <= right) & (-ahead <= left),
+            scale=told["scale"],
+            enable_gqa=told.get("enable_gqa", False),
+        )[0].transpose(0, 1)
+    return answer
 
-    from torch.nn.attention import varlen
 
+def of_211(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)
+):
+    """torch 2.11's signature."""
+    del cu_seq_k
+    named = {"query": query, "key": key, "value": value, "cu_seq_q": cu_seq_q}
+    named |= {"max_q": max_q, "max_k": max_k}
+    return by_hand(named | {"scale": scale, "window_size": window_size})
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_gpu_is_given_the_bounds_as_torch_wants_them(tmp_path, monkeypatch, older):
+    """torch's kernel has no CPU form: one of the same signature stands in for it."""
     wanted = inspect.signature(varlen.varlen_attn)
     seen = []
 
-    def slow(*given: Any, **named: Any) -> torch.Tensor:
+    def of_this_torch(*given: Any, **named: Any) -> torch.Tensor:
         bound = wanted.bind(*given, **named)
         bound.apply_defaults()
-        told = bound.arguments
-        seen.append(told)
-        query, key, value = (told[name] for name in ("query", "key", "value"))
-        limits = told["cu_seq_q"].tolist()
-        assert told["cu_seq_q"].dtype == torch.int32
-        assert max(np.diff(limits)) <= told["max_q"] == told["max_k"]
-        left, right = told["window_size"]
-        answer = torch.empty_like(query)
-        for start, stop in pairwise(limits):
-            places = torch.arange(stop - start)
-            ahead = places[None] - places[:, None]
-            visible = (ahead <= (right if right >= 0 else stop)) & (
-                -ahead <= (left if left >= 0 else stop)
-            )
-            q, k, v = (part[start:stop].transpose(0, 1)[None] for part in (query, key, value))
-            answer[start:stop] = torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=visible, scale=told["scale"], enable_gqa=told["enable_gqa"]
-            )[0].transpose(0, 1)
-        return answer
+        seen.append(bound.arguments)
+        return by_hand(bound.arguments)
 
-    monkeypatch.setattr(varlen, "varlen_attn", slow)
+    of_this_torch.__signature__ = wanted
+    monkeypatch.setattr(varlen, "varlen_attn", of_211 if older else of_this_torch)
 
     def flash(module: Any, query: Any, key: Any, value: Any, mask: Any, **given: Any) -> Any:
         del mask
@@ -166,14 +211,14 @@ def test_a_gpu_is_given_the_bounds_as_torch_wants_them(tmp_path, monkeypatch):
         return attention._flash((query, key, value), given["documents"], way), None
 
     for shape in tiny.SHAPES:
-        model = tiny.learner(tmp_path, shape).backbone.eval()
+        model = tiny.learner(tmp_path, shape, **WINDOWS.get(shape, {})).backbone.eval()
         masked = outcome(model, rows())
-        monkeypatch.setattr(attention, "attend", flash)
-        attention.use(model)
+        with monkeypatch.context() as patched:
+            patched.setattr(attention, "attend", flash)
+            attention.use(model)
         ours = outcome(model, rows())
-        monkeypatch.undo()
-        monkeypatch.setattr(varlen, "varlen_attn", slow)
         torch.testing.assert_close(ours[0], masked[0], atol=1e-6, rtol=1e-5)
         for mine, theirs in zip(ours[1], masked[1], strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
-    assert {told["window_size"] for told in seen} >= {(-1, -1), (-1, 0)}
+    windows = {told["window_size"] for told in seen}
+    assert older or windows >= {(-1, -1), (-1, 0), (3, 3), (3, 0)}

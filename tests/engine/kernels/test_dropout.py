@@ -52,7 +52,7 @@ def test_other_kinds_and_edges_go_by_torch():
     found = layer(values)
     torch.manual_seed(0)
     assert found.equal(nn.functional.dropout(values, 0.5))
-    for rate, left in ((0.0, 64), (1.0, 0)):
+    for rate, left in ((0.0, 64), (1.0, 0), (0.999999, 0)):
         layer.p = rate
         assert int((layer(torch.ones(64)) != 0).sum()) == left
 

@@ -52,8 +52,17 @@ def test_what_is_frozen_gets_no_gradient():
     vocabulary.target_losses(output, hidden, torch.zeros(40, dtype=torch.long)).total.backward()
     assert output.weight.grad is None
     assert hidden.grad is not None
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_an_evaluation_makes_no_gradients(monkeypatch):
+    output = layer(bias=True, kind=torch.float32)
+    made = []
+    monkeypatch.setattr(vocabulary._Gradients, "add", lambda *_: made.append(1))
     with torch.no_grad():
-        assert vocabulary.target_losses(output, hidden, torch.zeros(40, dtype=torch.long)).total > 0
+        found = vocabulary.target_losses(output, torch.randn(40, 16), torch.zeros(40).long())
+    assert found.total > 0
+    assert not made
 
 
 def test_few_targets_and_fp16_are_scored_at_once():

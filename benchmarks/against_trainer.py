@@ -71,7 +71,8 @@ def in_turn(
             peer.ask("start", **(ours if name == "ours" else trainers[name]))
         seen: dict[str, list[Answer]] = {name: [] for name in peers}
         for peer in peers.values():
-            peer.ask("steps", count=1)
+            # Past what comes once: first batches, the collector's first full turn.
+            peer.ask("steps", count=4)
         for turn in range(rounds):
             for name in list(peers) if turn % 2 else list(peers)[::-1]:
                 seen[name].append(peers[name].ask("steps", count=steps))

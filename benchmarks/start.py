@@ -32,7 +32,8 @@ main()
 def measure() -> dict[str, Any]:
     """CPU seconds, user and system, of each verb with the quickstart's recipe; the most is told.
 
-    Python keeps what it has compiled, as it does for an installed command. The bounds, an empty Python and one that imports what any recipe needs, run in between.
+    Python keeps what it has compiled, as it does for an installed command. The bounds, an empty
+    Python and one that imports what any recipe needs, run in between.
     """
     with tempfile.TemporaryDirectory() as place:
         recipe = [str(RECIPES / "quickstart.yaml"), f"output={Path(place) / 'run'}"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from configs.errors import OnwardError, Preempted, RecipeError
+from launcher.spared import spare_threads
 
 if TYPE_CHECKING:
     from launcher.conduct import Conductor
@@ -159,6 +160,10 @@ def plan(  # noqa: PLR0913, PLR0917 -- the options of a command line
     device: Annotated[
         str, typer.Option(help="h100, h200, a100-40, a100-80, l40s, rtx4090, or cpu: this machine.")
     ] = "h100",
+    host_memory: Annotated[
+        float | None,
+        typer.Option(min=0.001, metavar="GIB", help="Of a host; its ranks share it."),
+    ] = None,
     rate: Annotated[
         float | None,
         typer.Option(min=0.001, metavar="TFLOPS", help="What a rank really reaches, measured."),
@@ -194,7 +199,7 @@ def plan(  # noqa: PLR0913, PLR0917 -- the options of a command line
     cluster = Cluster(
         hosts,
         gpus_per_host,
-        find_device(device, gpus_per_host),
+        find_device(device, gpus_per_host, host_memory),
         None if rate is None else rate * 1e12,
         None if link is None else link * 1e9 / 8,
         None if latency is None else latency * 1e-6,
@@ -586,6 +591,7 @@ def main() -> None:
     # What is imported lives as long as the command: to look through it again and again for what
     # does not takes a tenth of the time that check and plan need.
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    spare_threads()
     # --debug is taken before and after the verb alike.
     words = [word for word in sys.argv[1:] if word != "--debug"]
     guarded(lambda: app(words, prog_name="onward"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from configs.errors import RecipeError
 from configs.places import cache_folder
+from launcher import spared
 
 PROJECT = Path(__file__).resolve().parent.parent
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -141,7 +142,7 @@ def worker_environment(
     environment: Mapping[str, str], processes: int, gpus_here: int, core_count: int
 ) -> dict[str, str]:
     """The environment for ``processes`` workers on one host; what is set already stays."""
-    made = dict(environment)
+    made = {name: value for name, value in environment.items() if name not in spared.names}
     if not gpus_here:
         made.setdefault("DS_ACCELERATOR", "cpu")
     made.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_folder(environment)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import RecipeError, ResourceError
-from launcher import environment
+from launcher import environment, spared
 from launcher.command import Launch, deepspeed_command
 from launcher.environment import (
     device_name,
@@ -187,3 +187,14 @@ def test_the_threads_of_each_process_are_known(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "hosts").write_text("n1 slots=1\nn2 slots=2\n")
     assert Placement(hostfile=tmp_path / "hosts", environment={}).threads() is None
+
+
+def test_workers_have_the_threads_that_the_command_line_spares(monkeypatch):
+    monkeypatch.setattr(spared, "names", [])
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    spared.spare_threads()
+    assert worker_environment(dict(os.environ), 2, 0, 2)["OPENBLAS_NUM_THREADS"] == "3"
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    spared.spare_threads()
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
+    assert "OPENBLAS_NUM_THREADS" not in worker_environment(dict(os.environ), 2, 0, 2)

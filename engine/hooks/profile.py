@@ -97,8 +97,9 @@ class ProfileHook(Hook):
             _log.warning("no profile: %s", error)
 
     def _write_tables(self, look: "_Look", backend: Backend, trace: str, step: int) -> None:
+        first, last = self._range.start + 1, self._range.stop
         where = {
-            "steps": {"first": self._range.start + 1, "last": self._range.stop},
+            "steps": {"first": first, "last": last},
             "rank": backend.rank,
             "world": backend.world,
             "device": _device_name(backend.device),
@@ -111,7 +112,7 @@ class ProfileHook(Hook):
         _put(self._folder / "profile.json", lambda path: _write_text(path, content))
         _put(self._folder / "profile.md", lambda path: _write_text(path, text))
         self._tell(self.name, step, text)
-        _log.info("profile of steps %s: %s", where["steps"], self._folder)
+        _log.info("profile of steps %s to %s: %s", first, last, self._folder)
 
 
 @dataclass

@@ -180,7 +180,7 @@ def _cell(key: str, value: Any) -> str:
         return f"{value:.1%}"
     if key == "allocated_bytes":
         return f"{value / 2**20:.2f}"
-    return f"{value:g}" if key == "calls" else str(value)
+    return f"{value:.4g}" if key == "calls" else str(value)
 
 
 def _milliseconds(seconds: float) -> str:

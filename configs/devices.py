@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from configs.errors import RecipeError
 from configs.yaml_source import nearest
 
 GIB = 1 << 30
 TERA, GIGA = 10**12, 10**9
+_CARDS = 8
+"""The most network cards of a host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,10 @@ class Speeds:
         full: FLOP/s in fp32 proper, which torch uses unless TF32 is asked for.
         memory: bytes/s of its own memory.
         within: bytes/s in one direction to another device of its host (NVLink, or PCIe).
-        between: bytes/s in one direction from a whole host to the others; assumed.
+        between: bytes/s in one direction to other hosts: of the device's own network card, or of
+            the one card that a host's devices share. Data sheet of the card; that it is there is
+            assumed.
+        has_own_card: whether each device has one, up to eight a host.
     """
 
     low: float
@@ -29,6 +35,11 @@ class Speeds:
     memory: float
     within: float
     between: float
+    has_own_card: bool = False
+
+    def of_host(self, devices: int) -> float:
+        """Bytes/s from a whole host with so many devices to the others."""
+        return self.between * (min(devices, _CARDS) if self.has_own_card else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +67,20 @@ def _gpu(name: str, title: str, gib: float, speeds: Speeds) -> Device:
     return Device(name, title, int(gib * GIB), speeds=speeds)
 
 
-_HOPPER = {"low": 989.4 * TERA, "full": 66.9 * TERA, "within": 450 * GIGA, "between": 400 * GIGA}
-_AMPERE = {"low": 312 * TERA, "full": 19.5 * TERA, "within": 300 * GIGA, "between": 200 * GIGA}
+_HOPPER: Mapping[str, Any] = {
+    "low": 989.4 * TERA,
+    "full": 66.9 * TERA,
+    "within": 450 * GIGA,
+    "between": 50 * GIGA,
+    "has_own_card": True,
+}
+_AMPERE: Mapping[str, Any] = {
+    "low": 312 * TERA,
+    "full": 19.5 * TERA,
+    "within": 300 * GIGA,
+    "between": 25 * GIGA,
+    "has_own_card": True,
+}
 GPUS: Mapping[str, Device] = MappingProxyType(
     {
         gpu.name: gpu
@@ -81,8 +104,8 @@ GPUS: Mapping[str, Device] = MappingProxyType(
         )
     }
 )
-"""H100, H200 and A100 are the SXM ones, eight a host, with one network card of 400 (A100: 200)
-Gbit/s each; an L40S's host is taken to have 200 Gbit/s, an RTX 4090's 25."""
+"""H100, H200 and A100 are the SXM ones, with one network card of 400 (A100: 200) Gbit/s each; an
+L40S's host is taken to have 200 Gbit/s, an RTX 4090's 25."""
 CPU_WITHIN, CPU_BETWEEN = 2 * GIGA, 1.25 * GIGA
 """Bytes/s between processes on one host, and between hosts (10 Gbit/s); assumed."""
 
@@ -97,19 +120,28 @@ def share_reached(hidden: int) -> float:
     return next(share for width, share in _REACHED if hidden >= width)
 
 
-def find_device(name: str, ranks_on_host: int = 1) -> Device:
+def find_device(name: str, ranks_on_host: int = 1, host_gib: float | None = None) -> Device:
     """A GPU of the table, or ``cpu``: this machine's memory, shared by so many ranks.
 
+    Args:
+        name: as on the command line.
+        ranks_on_host: they share its memory.
+        host_gib: GiB of a host's memory; None: not known.
+
     Raises:
-        RecipeError: no such name.
+        RecipeError: no such name; a host's memory beside a CPU, whose own it is.
     """
     if name == "cpu":
+        if host_gib is not None:
+            msg = "--host-memory goes with GPUs; with --device cpu it is this machine's"
+            raise RecipeError(msg)
         return Device("cpu", "CPU", host_memory() // ranks_on_host, is_cpu=True)
     if name not in GPUS:
         known = [*GPUS, "cpu"]
         msg = f"--device {name}: {nearest(name, known)}"
         raise RecipeError(msg)
-    return GPUS[name]
+    host = None if host_gib is None else int(host_gib * GIB) // ranks_on_host
+    return replace(GPUS[name], host=host)
 
 
 def host_memory() -> int:

@@ -1,4 +1,4 @@
-"""Which ZeRO settings a run gets that asks for ``"zero_optimization": "auto"``: the first that fit.
+"""Which ZeRO settings a run gets that asks for ``"zero_optimization": "auto"``: the least that fit.
 
 A pure function of the run, the number of ranks and the device: every rank comes to the same.
 """
@@ -11,7 +11,7 @@ from configs.deepspeed_checks import honours
 from configs.deepspeed_json import AUTO
 from configs.devices import GIB, Device
 from configs.errors import ResourceError
-from engine.planner import Job, Memory, memory
+from engine.planner import Job, Memory, memory, offloaded
 
 RESERVED = GIB
 """Of each device: the driver's context, communication and kernels' workspaces."""
@@ -48,6 +48,11 @@ class Option:
         """In words."""
         return title(self.zero)
 
+    @property
+    def is_on_host(self) -> bool:
+        """Whether the optimizer or weights are moved there."""
+        return offloaded(self.zero) != "none"
+
 
 JobOf = Callable[[Split], Job]
 
@@ -78,7 +83,11 @@ def fits(need: Memory, device: Device) -> bool:
 
 
 def options(job: Job, device: Device) -> Iterator[Option]:
-    """What ``auto`` may choose from, the fastest first: all that goes with recipe and JSON."""
+    """What ``auto`` may choose from, the least of ZeRO first: all that goes with recipe and JSON.
+
+    Lower stages need fewer collectives, and no time of the host for each tensor. That is no order
+    of speed: stage 3 communicates beside its passes, which stages 1 and 2 do only if asked to.
+    """
     if job.backend == "plain":
         yield Option({"stage": 0}, memory(job, {"stage": 0}))
         return
@@ -108,13 +117,48 @@ def choose(job_of: JobOf, split: Split, device: Device) -> Option:
         if fits(option.memory, device):
             return option
     least = min(found, key=lambda option: option.memory.peak)
+    told = recomputing_would(job_of, split, device)
     msg = (
         f"it does not fit {device.title}: at the least, with {least.title}, a rank needs "
         f"{gib(least.memory.peak)} of {gib(room)} GiB ({gib(device.memory)} less "
-        f"{gib(RESERVED)} for the driver and {FRAGMENTED:.0%} lost between blocks); "
-        f"{_what_would(job_of, split, device)}"
+        f"{gib(RESERVED)} for the driver and {FRAGMENTED:.0%} lost between blocks)"
+        f"{beside(least.memory, device)}; {_what_would(job_of, split, device)}"
+        f"{f'; {told}' if told else ''}"
     )
     raise ResourceError(msg)
+
+
+def beside(need: Memory, device: Device) -> str:
+    """What of its host's memory a rank needs, where that is known to be too little."""
+    if device.host is None or need.host <= _OF_HOST * device.host:
+        return ""
+    return (
+        f" and {gib(need.host)} of the {gib(_OF_HOST * device.host)} GiB that it may use of its "
+        f"host's memory ({_OF_HOST:.0%} of its share)"
+    )
+
+
+def recomputing_would(
+    job_of: JobOf, split: Split, device: Device, asked: Mapping[str, Any] | None = None
+) -> str | None:
+    """What fits on the device itself if every layer is recomputed; None: nothing, or it is so.
+
+    Args:
+        job_of: see ``choose``.
+        split: as the recipe has it.
+        device: what a rank computes on.
+        asked: settings that are tried before those of ``auto``.
+    """
+    if split.recomputed_every == 1:
+        return None
+    job = job_of(replace(split, recomputed_every=1))
+    found = list(options(job, device))
+    if asked is not None:
+        found.insert(0, Option(asked, memory(job, asked)))
+    for option in found:
+        if not option.is_on_host and fits(option.memory, device):
+            return f"with activation_checkpointing: {{every: 1}} {option.title} fits on the device"
+    return None
 
 
 def _what_would(job_of: JobOf, split: Split, device: Device) -> str:

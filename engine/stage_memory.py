@@ -138,16 +138,17 @@ def settled(stage: "PretrainStage", learner: Any) -> "BackendConfig":
         msg = f"backend: {error}"
         raise ResourceError(msg) from None
     if option is not None:
-        log.info("backend: %s", reason(option, device))
+        log.info("backend: %s", reason(option, device, jobs, split))
     return stage.backend.model_copy(update={"config": resolved})
 
 
-def reason(option: Option, device: Device) -> str:
-    """Why it was chosen, in a line."""
+def reason(option: Option, device: Device, jobs: JobOf, split: Split) -> str:
+    """Why it was chosen, in a line; where it lies on the host, what recomputing would do."""
+    told = choosing.recomputing_would(jobs, split, device) if option.is_on_host else None
     need, room = choosing.gib(option.memory.peak), choosing.gib(choosing.usable(device))
     return (
-        f"auto is {option.title}: the first that fits, with {need} of the {room} GiB "
-        f"that a rank may use on {device.title}"
+        f"auto is {option.title}: the least of ZeRO that fits, with {need} of the {room} GiB "
+        f"that a rank may use on {device.title}{f'; {told}' if told else ''}"
     )
 
 

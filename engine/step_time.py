@@ -58,7 +58,8 @@ class Accelerator:
     """A device that communicates while it computes, where ``overlap_comm`` asks for it.
 
     Attributes:
-        memory_rate: bytes/s between it and its memory, for the optimizer's update.
+        memory_rate: bytes/s between it and its memory, for the optimizer's update; infinite: that
+            is in the ``rate`` already.
         host: seconds that the host needs to start a step's kernels, which no pass is faster than.
     """
 

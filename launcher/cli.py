@@ -166,7 +166,12 @@ def plan(  # noqa: PLR0913, PLR0917 -- the options of a command line
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(min=0.001, metavar="TFLOPS", help="What a rank really reaches, measured."),
+        typer.Option(
+            min=0.001,
+            metavar="TFLOPS",
+            help="TFLOP/s of model FLOPs that a rank reaches over whole steps (recomputing not "
+            "counted): tflops of a one-rank run's metrics. Communication is added.",
+        ),
     ] = None,
     link: Annotated[
         float | None,
@@ -184,8 +189,8 @@ def plan(  # noqa: PLR0913, PLR0917 -- the options of a command line
     """Tell what each pretraining stage will need: memory, communication, time, disk.
 
     By arithmetic from the recipe; nothing is built, and no GPU is needed. Memory is told between
-    steps, in a pass and in the update; sent is what collectives reduce or gather in a step; `<`
-    marks what the stage will run with. The exit code is 7 if a stage does not fit.
+    steps, in a pass and in the update; sends is what a rank sends in a step; `<` marks
+    what the stage will run with. The exit code is 7 if a stage does not fit.
     """
     from configs.devices import find_device
     from engine.choosing import FRAGMENTED, RESERVED, gib

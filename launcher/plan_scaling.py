@@ -41,8 +41,8 @@ def scaling(stage: Scaled) -> dict[str, list[dict[str, Any]]]:
     ``same_rows_a_rank``: the rows of a step grow with the ranks.
     """
     return {
-        "same_batch": _with_efficiency(_same_batch(stage)),
-        "same_rows_a_rank": _with_efficiency(_same_rows(stage)),
+        "same_batch": _with_rank_speed(_same_batch(stage)),
+        "same_rows_a_rank": _with_rank_speed(_same_rows(stage)),
     }
 
 
@@ -103,12 +103,15 @@ def _option(stage: Scaled, jobs: JobOf, split: Split) -> Option | None:
         return None
 
 
-def _with_efficiency(lines: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A rank's tokens a second against those at the fewest ranks that do it."""
+def _with_rank_speed(lines: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``rank_speed``: a rank's tokens a second over those of the first line that fits with a time.
+
+    No share of an ideal: more ranks may fit lower settings, and then each of them is faster.
+    """
     found = list(lines)
     first = next((line for line in found if line["fits"] and "tokens_second" in line), None)
     for line in found:
         if first is not None and "tokens_second" in line:
             alone = first["tokens_second"] / first["ranks"]
-            line["efficiency"] = line["tokens_second"] / line["ranks"] / alone
+            line["rank_speed"] = line["tokens_second"] / line["ranks"] / alone
     return found

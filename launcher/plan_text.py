@@ -83,12 +83,12 @@ def _options(entry: Mapping[str, Any]) -> Iterator[str]:
     width = max(19, *(len(row["zero"]) for row in rows))
     is_alone = not any(row["calls"] for row in rows)
     is_timed = any("step_seconds" in row for row in rows)
-    heads = [*_COLUMNS, *([] if is_alone else ["sent"]), *(["step"] if is_timed else [])]
+    heads = [*_COLUMNS, *([] if is_alone else ["sends"]), *(["step"] if is_timed else [])]
     columns = "".join(f"{key:>9}" for key in heads)
     yield f"{'  GiB a rank':<{width + 4}}{columns}"
     for row in rows:
         cells = [_gib(row[key]) for key in _COLUMNS]
-        cells += [] if is_alone else [_gib(row["communicated"])]
+        cells += [] if is_alone else [_gib(row["sent"])]
         cells += [_seconds(row["step_seconds"]) if "step_seconds" in row else "?"] * is_timed
         fits = "fits" if row["fits"] else "does not fit"
         picked = "  <" if row["picked"] else ""
@@ -132,16 +132,17 @@ def _disk(entry: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _scaling(title: str, lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield f"  simulated: {title}"
+    yield f"  simulated: {title}; a rank: its tokens/s against the first line that fits with a time"
     width = max(16, *(len(line["zero"]) for line in lines))
-    heads = ("ranks", "hosts", "rows", "accum.", "step", "tokens/s", "of ideal")
+    heads = ("ranks", "hosts", "rows", "accum.", "step", "tokens/s", "a rank")
     yield f"    {'':<{width}}" + "".join(f"{head:>10}" for head in heads)
     for line in lines:
         cells = [f"{line[key]:,}" for key in ("ranks", "hosts", "rows", "accumulation")]
-        if "step_seconds" in line:
-            cells += [_seconds(line["step_seconds"]), _count(round(line["tokens_second"]))]
-        if "efficiency" in line:
-            cells.append(f"{line['efficiency']:.0%}")
+        is_timed = "step_seconds" in line
+        cells.append(_seconds(line["step_seconds"]) if is_timed else "?")
+        cells.append(_count(round(line["tokens_second"])) if is_timed else "?")
+        speed = line.get("rank_speed")
+        cells.append("?" if speed is None else f"{speed:.0%}")
         fits = "" if line["fits"] else "  does not fit"
         yield f"    {line['zero']:<{width}}" + "".join(f"{cell:>10}" for cell in cells) + fits
 

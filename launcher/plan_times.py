@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from configs.deepspeed_checks import QUANTIZED
@@ -12,7 +12,7 @@ from engine.communication import communication, total_bytes
 from engine.flops import Cost, Updates, recomputed_flops, training_flops
 from engine.parameter_shapes import ModelShape
 from engine.planner import Job, offloaded
-from engine.step_time import Accelerator, Link, Network, StepTime, step_time
+from engine.step_time import Accelerator, Link, Network, StepTime, sent_bytes, step_time
 
 GPU_LATENCY, CPU_LATENCY = (5e-6, 20e-6), (50e-6, 100e-6)
 """Seconds within a host and between hosts; assumed."""
@@ -26,7 +26,8 @@ class Cluster:
     """What a run is planned for.
 
     Attributes:
-        rate: FLOP/s that a rank really reaches; None: assumed from the data sheet.
+        rate: FLOP/s of the model, recomputing not counted, that one rank by itself reaches over
+            whole steps; None: assumed from the data sheet.
         link: bytes/s of a host to the others; None: as such hosts usually have.
         latency: seconds between hosts; None: assumed.
     """
@@ -56,9 +57,9 @@ class Cluster:
         speeds = self.device.speeds
         inside, outside = GPU_LATENCY if speeds else CPU_LATENCY
         within = Link(speeds.within if speeds else CPU_WITHIN, inside)
-        usual = speeds.between if speeds else CPU_BETWEEN
-        between = Link(self.link or usual, outside if self.latency is None else self.latency)
         part = self.of(ranks)
+        usual = speeds.of_host(part.gpus_per_host) if speeds else CPU_BETWEEN
+        between = Link(self.link or usual, outside if self.latency is None else self.latency)
         return Network(within, between, part.hosts, part.gpus_per_host, scatters=speeds is not None)
 
 
@@ -125,15 +126,25 @@ class Clock:
         """Of a step on ``rows`` rows of all ranks; None also where states lie on the host."""
         if self._rate is None or offloaded(zero) != "none":
             return None
-        speeds = self._cluster.device.speeds
+        is_measured = self._cluster.rate is not None
+        work = self._work.flops(rows) if is_measured else self._work.done(rows)
         return step_time(
             job,
             zero,
-            self._work.done(rows) / job.world,
+            work / job.world,
             self._rate,
             self._cluster.network(job.world),
-            Accelerator(speeds.memory, self._host(job, zero)) if speeds else None,
+            self._accelerator(job, zero),
         )
+
+    def _accelerator(self, job: Job, zero: Mapping[str, Any]) -> Accelerator | None:
+        """None: a CPU. A rate measured over whole steps has the update and the host in it."""
+        speeds = self._cluster.device.speeds
+        if speeds is None:
+            return None
+        if self._cluster.rate is not None:
+            return Accelerator(inf)
+        return Accelerator(speeds.memory, self._host(job, zero))
 
     def _host(self, job: Job, zero: Mapping[str, Any]) -> float:
         """Seconds that the host needs to start a step's kernels."""
@@ -142,10 +153,13 @@ class Clock:
         return layers + is_cut * TENSOR_SECONDS * len(job.weights.tensors)
 
     def row(self, job: Job, zero: Mapping[str, Any], rows: int) -> dict[str, Any]:
-        """Facts of one option: what a rank's collectives carry in a step, and the step's time."""
+        """Facts of one option: what a rank sends in a step, in which calls, and the step's time."""
         calls = communication(job, zero)
         taken = self.step(job, zero, rows)
+        network = self._cluster.network(job.world)
+        sent = (sent_bytes(call, network) for call in calls if call.purpose != "vote")
         facts: dict[str, Any] = {
+            "sent": round(sum(sent)),
             "communicated": total_bytes(calls),
             "calls": sum(call.calls for call in calls),
         }
@@ -189,19 +203,24 @@ class Clock:
         if self._rate is None:
             yield (
                 "no time is told for a CPU unless --rate gives the TFLOP/s that a rank reaches; "
-                "a run's metrics tell what one reached"
+                "a run's metrics tell what one reached: tflops"
             )
             return
         rate = f"{self._rate / 1e12:.3g} TFLOP/s a rank"
         if cluster.rate is not None:
-            yield f"{rate}, as given"
+            yield (
+                f"{rate}, as given: FLOPs of the model over whole steps, recomputing not counted, "
+                "taken as measured on one rank by itself with the same recomputing; the update is "
+                "in it, communication is added"
+            )
         elif self._sheet is not None:
             share = self._rate / self._sheet
             yield (
                 f"{rate}: {share:.0%} of the data sheet's {self._sheet / 1e12:.0f} in "
-                f"{self._kind}, which is assumed; --rate takes what you measured"
+                f"{self._kind} in forward and backward passes, recomputing included, which is "
+                "assumed; --rate takes what you measured"
             )
-        if cluster.device.speeds:
+        if cluster.device.speeds and cluster.rate is None:
             yield (
                 f"the host needs {LAYER_SECONDS * 1e3:g} ms a layer and micro-batch to start the "
                 f"kernels (assumed), and at ZeRO stage 3 {TENSOR_SECONDS * 1e3:g} ms a tensor: "
@@ -222,13 +241,19 @@ class Clock:
             within = network.within
             yield (
                 f"{within.bandwidth / 1e9:,.3g} GB/s and {within.latency * 1e6:.3g} microseconds "
-                f"between ranks of a host"
+                f"between ranks of a host, {self._origin(is_given=False)}"
             )
         if network.hosts > 1:
             between = network.between
-            own = self._cluster.link is None
+            is_given = self._cluster.link is not None
             yield (
-                f"{between.bandwidth * 8 / 1e9:,.4g} Gbit/s and {between.latency * 1e6:.3g} "
-                f"microseconds between hosts, {'assumed' if own else 'as given'}; --link and "
-                "--latency take others"
+                f"{between.bandwidth * 8 / 1e9:,.4g} Gbit/s of a host and "
+                f"{between.latency * 1e6:.3g} microseconds between hosts, "
+                f"{self._origin(is_given=is_given)}; --link and --latency take others"
             )
+
+    def _origin(self, *, is_given: bool) -> str:
+        """Where a link's bandwidth comes from."""
+        if is_given:
+            return "as given, all of it"
+        return "data sheet, all of it" if self._cluster.device.speeds else "assumed, all of it"

@@ -36,8 +36,9 @@ class Plan:
       packing), ``tokens_there`` by source.
     - ``device``: ``name``, ``bytes``, ``usable`` of them.
     - ``memory``: a line for each ZeRO option: ``zero`` in words; ``rest``, ``pass``, ``update``,
-      ``peak``, ``host``: bytes a rank; ``fits``; ``picked``; ``communicated``: bytes of all
-      tensors that a rank's collectives reduce or gather in a step, in ``calls`` of them;
+      ``peak``, ``host``: bytes a rank; ``fits``; ``picked``; ``sent``: bytes that a rank
+      sends in a step, along rings and without votes; ``communicated``: bytes of all tensors that
+      its collectives reduce or gather, in ``calls`` of them;
       ``step_seconds``, but where states lie on the host.
     - ``time``, of the picked option: ``flops_step`` and ``flops`` of all ranks, recomputing not
       counted; ``step``: ``seconds``, of which ``compute``, ``communication`` (hidden or not) and
@@ -96,13 +97,13 @@ class _Planner:
             shape = model_shape(found.config, stage_memory.architecture(stage), found.vocabulary)
         except (DataError, RecipeError) as error:
             return facts | {"error": f"memory and time cannot be told: {error}"}
-        notes = {"notes": list(found.notes)} if found.notes else {}
         told = _Stage(stage, shape, self._cluster.of(world), facts)
         facts.pop("shards", None)
         facts |= told.sizes(is_scaled=self._is_scaled)
         if told.trouble:
             facts |= self._failed(name, ResourceError(told.trouble))
-        return facts | notes
+        notes = [*found.notes, *told.notes]
+        return facts | ({"notes": notes} if notes else {})
 
     def _failed(self, name: str, error: OnwardError) -> dict[str, Any]:
         self.errors.append(type(error)(f"stage {name}: {error}"))
@@ -120,6 +121,7 @@ class _Stage:
         facts: Mapping[str, Any],
     ) -> None:
         self.trouble = ""
+        self.notes: list[str] = []
         self._stage = stage
         self._cluster = cluster
         self._device = cluster.device
@@ -155,19 +157,58 @@ class _Stage:
             for option in _options(job, device, given, best)
         ]
         if picked is not None:
+            self.notes = list(self._host(picked))
             facts["time"] = self._clock.facts(job, picked.zero, rows, self._steps)
             facts["time"]["assumed"] = list(self._clock.assumed(picked.zero, self._cluster.world))
         if is_scaled and job.backend != "plain":
             facts["scaling"] = scaling(self._scaled(None if given is None else given.zero))
         if given is None:
             self.trouble = trouble
-            return facts | ({"pick": stage_memory.reason(best, device)} if best else {})
-        facts["pick"] = f"the recipe asks for {given.title}"
+            return facts | self._reason(best)
+        facts["pick"] = self._asked(given)
         if not choosing.fits(given.memory, device):
-            self.trouble = _does_not_fit(given, best, device, trouble)
+            self.trouble = self._does_not_fit(given, best, trouble)
         elif told := choosing.warning(job, given.zero, device):
             facts["warning"] = told
         return facts
+
+    def _host(self, picked: Option) -> Iterator[str]:
+        """What of the hosts' memory has not been compared with what there is."""
+        device = self._device
+        if picked.memory.host and device.host is None and not device.is_cpu:
+            needed = choosing.gib(picked.memory.host * self._cluster.gpus_per_host)
+            yield (
+                f"{needed} GiB of each host's memory is needed; how much there is has not been "
+                "checked: --host-memory takes it"
+            )
+
+    def _asked(self, given: Option) -> str:
+        """Of the recipe's own setting, whether it fits or not."""
+        said = f"the recipe asks for {given.title}"
+        if not given.is_on_host or not choosing.fits(given.memory, self._device):
+            return said
+        told = choosing.recomputing_would(self._jobs, self._split, self._device)
+        return f"{said}; {told}" if told else said
+
+    def _reason(self, best: Option | None) -> dict[str, str]:
+        """Of "auto"; empty where nothing fits."""
+        if best is None:
+            return {}
+        return {"pick": stage_memory.reason(best, self._device, self._jobs, self._split)}
+
+    def _does_not_fit(self, given: Option, best: Option | None, trouble: str) -> str:
+        """Of the recipe's own setting: what it needs, and what would fit."""
+        device = self._device
+        room = choosing.usable(device)
+        need = (
+            f"{given.title} needs {choosing.gib(given.memory.peak)} of {choosing.gib(room)} GiB"
+            f"{choosing.beside(given.memory, device)}"
+        )
+        told = choosing.recomputing_would(self._jobs, self._split, device, given.zero)
+        parts = [need, f"{best.title} fits"] if best else [trouble]
+        if told and told not in parts[-1]:
+            parts.append(told)
+        return "; ".join(parts)
 
     def _scaled(self, zero: Mapping[str, Any] | None) -> Scaled:
         return Scaled(
@@ -293,9 +334,3 @@ def _row(option: Option, device: Device, *, is_picked: bool) -> dict[str, Any]:
         "fits": choosing.fits(need, device),
         "picked": is_picked,
     }
-
-
-def _does_not_fit(given: Option, best: Option | None, device: Device, trouble: str) -> str:
-    room = choosing.usable(device)
-    need = f"{given.title} needs {choosing.gib(given.memory.peak)} of {choosing.gib(room)} GiB"
-    return f"{need}; {best.title} fits" if best else trouble

@@ -74,7 +74,7 @@ def _stage(model: Model, folder: Path, attempt: Try) -> Any:
 
 
 def _tries(model: Model, folder: Path, device: "Device") -> Iterator[Try]:
-    """The largest micro-batches first that keep the fastest ZeRO settings, then recomputing."""
+    """The largest micro-batches first that keep the least of ZeRO, then recomputing."""
     found = [each for every in (None, 1) for each in _fitting(model, folder, device, every)]
     tokens = min(_FEW_TOKENS, model.rows * model.length)
     full = [each for each in found if each.every is None and each.rows * model.length >= tokens]

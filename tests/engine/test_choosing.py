@@ -9,7 +9,7 @@ import pytest
 from configs.devices import GIB, Device, find_device
 from configs.errors import RecipeError, ResourceError
 from engine.activations import Pass
-from engine.choosing import Split, choose, resolve, usable, warning
+from engine.choosing import Split, choose, recomputing_would, resolve, usable, warning
 from engine.planner import Job, Weights
 
 OURS: dict[str, Any] = {
@@ -98,6 +98,31 @@ def test_what_is_told_to_fit_fits() -> None:
     given = jobs(10**8, per_row=20 * GIB)
     assert choose(given, Split(1, 2, None), H100).memory.peak <= usable(H100)
     assert choose(given, Split(1, 8, 1), H100).memory.peak <= usable(H100)
+
+
+def test_before_the_host_recomputing_is_named_where_it_fits_on_the_device() -> None:
+    given = jobs(2 * 10**9, per_row=15 * GIB)
+    asked = Split(1, 4, None)
+    assert choose(given, asked, H100).is_on_host
+    told = recomputing_would(given, asked, H100)
+    assert told == "with activation_checkpointing: {every: 1} ZeRO stage 1 fits on the device"
+    assert not choose(given, dataclasses.replace(asked, recomputed_every=1), H100).is_on_host
+    own = recomputing_would(given, asked, H100, {"stage": 3})
+    assert own is not None
+    assert "ZeRO stage 3 fits" in own
+    # It is so already, and: too large for the device, recomputed or not.
+    assert recomputing_would(given, Split(1, 4, 1), H100) is None
+    assert recomputing_would(jobs(20 * 10**9), asked, H100) is None
+
+
+def test_where_nothing_fits_recomputing_is_told_of_with_its_stage() -> None:
+    with pytest.raises(ResourceError, match=r"\{every: 1\} ZeRO stage 1 fits on the device$"):
+        choose(jobs(10**8, per_row=20 * GIB), Split(1, 8, None), H100)
+
+
+def test_too_little_of_the_host_is_told() -> None:
+    with pytest.raises(ResourceError, match=r"and \d+ of the 80 GiB that it may use of its h"):
+        choose(jobs(30 * 10**9), Split(1, 1, 1), SMALL_HOST)
 
 
 def test_only_auto_is_replaced() -> None:

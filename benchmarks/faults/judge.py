@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-APART = frozenset({"seconds", "tokens_per_second", "mfu", "is_owed"})
+APART = frozenset({"seconds", "tokens_per_second", "tflops", "mfu", "is_owed"})
 """Keys of what differs between two runs of the same steps: times, and that a measurement was put
 off, which is judged by the file of measurements."""
 

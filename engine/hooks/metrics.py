@@ -69,8 +69,8 @@ class MetricsHook(Hook):
     """Writes ``metrics.jsonl``; the loss is the mean over all targets since the line before.
 
     A line: step, loss, lr, grad_norm (of that step, before clipping), tokens and seconds (since the
-    run's first step), skipped (steps since the first that changed nothing), tokens_per_second and
-    mfu (since the line before), and for each source its tokens (since the first step), loss and
+    run's first step), skipped (steps since the first that changed nothing), tokens_per_second,
+    tflops (of the model, a rank's) and mfu (since the line before), and for each source its tokens (since the first step), loss and
     share of the tokens (since the line before). Losses, targets and tokens of skipped steps do not
     count. ``null`` stands where there is no number: no target of that source, no gradient.
 
@@ -233,6 +233,7 @@ class MetricsHook(Hook):
             "seconds": totals.seconds,
             "skipped": totals.skipped,
             "tokens_per_second": tokens / window.seconds,
+            "tflops": self._throughput.speed(tokens, targets, window.seconds) / 1e12,
             "mfu": self._throughput.utilisation(tokens, targets, window.seconds),
             "sources": {
                 name: {

@@ -78,22 +78,28 @@ def _wait(device: "torch.device") -> None:
 
 
 class Throughput:
-    """Model FLOPs utilisation of a run; ``start`` measures the device once."""
+    """FLOP/s of the model in a run, and their utilisation; ``start`` measures the device once."""
 
     def __init__(self, architecture: "Architecture", length: int) -> None:
         self._architecture = architecture
         self._length = length
         self._cost = Cost(0.0, 0.0)
         self._rate = 0.0
+        self._world = 1
 
     def start(self, backend: "Backend") -> None:
         """Count the model's FLOPs and measure the device in the model's precision."""
         backbone: nn.Module = backend.learner.backbone  # type: ignore[assignment]  # nn.Module hides it
         self._cost = training_cost(backbone, self._architecture, self._length)
         dtype = next(backbone.parameters()).dtype
-        self._rate = matmul_rate(backend.device, dtype) * backend.world
+        self._rate = matmul_rate(backend.device, dtype)
+        self._world = backend.world
+
+    def speed(self, tokens: float, targets: float, seconds: float) -> float:
+        """FLOP/s of the model that a rank reached; ``tokens`` and ``targets``: of all ranks."""
+        flops = self._cost.token * tokens + self._cost.target * targets
+        return flops / (seconds * self._world)
 
     def utilisation(self, tokens: float, targets: float, seconds: float) -> float:
         """Share of the measured matmul rate of all ranks that went into the model; 1.0 is all."""
-        flops = self._cost.token * tokens + self._cost.target * targets
-        return flops / (seconds * self._rate)
+        return self.speed(tokens, targets, seconds) / self._rate

@@ -22,7 +22,7 @@ from tests.engine.test_assemble import context, place, stage
 
 __all__ = ["place"]
 STEPS = 16
-TIMING = ("seconds", "tokens_per_second", "mfu")
+TIMING = ("seconds", "tokens_per_second", "tflops", "mfu")
 # Steps are counted from 0. The checkpoint of step 10 lies among them, that of step 8 before them.
 SPIKES = "nan@loss:step=9;inf@loss:step=10;spike@loss:step=11"
 

@@ -52,6 +52,7 @@ def test_a_line_holds_the_means_since_the_line_before(tmp_path: Path) -> None:
     assert line["tokens"] == sum(20 + 10 + step for step in range(1, 5))
     assert line["sources"]["domain"]["tokens"] == sum(10 + step for step in range(1, 5))
     assert (line["lr"], line["grad_norm"], line["mfu"]) == (0.1 / 4, 4.0, 0.5)
+    assert line["tflops"] == 33 + 34
     assert line["tokens_per_second"] == pytest.approx((33 + 34) / 4, rel=0.2)
     assert line["seconds"] >= 8
 

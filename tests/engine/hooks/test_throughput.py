@@ -72,6 +72,8 @@ def test_utilisation_is_model_flops_over_the_rate_of_all_ranks(
     _, counted = cost(tmp_path, "bert_tiny")
     flops = 1000 * counted.token + 150 * counted.target
     assert throughput.utilisation(1000, 150, 4.0) == pytest.approx(flops / (4.0 * 2e9))
+    # Of one of the two ranks.
+    assert throughput.speed(1000, 150, 4.0) == pytest.approx(flops / 4.0 / 2)
 
 
 def test_the_rate_is_measured_on_the_device() -> None:

@@ -17,7 +17,7 @@ from tests.engine import tiny
 
 STEPS = 10
 CONFIG = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 4}
-TIMING = ("seconds", "tokens_per_second", "mfu")
+TIMING = ("seconds", "tokens_per_second", "tflops", "mfu")
 
 
 class Interrupted(Exception):  # noqa: N818 -- no error of the program

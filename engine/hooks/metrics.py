@@ -70,9 +70,9 @@ class MetricsHook(Hook):
 
     A line: step, loss, lr, grad_norm (of that step, before clipping), tokens and seconds (since the
     run's first step), skipped (steps since the first that changed nothing), tokens_per_second,
-    tflops (of the model, a rank's) and mfu (since the line before), and for each source its tokens (since the first step), loss and
-    share of the tokens (since the line before). Losses, targets and tokens of skipped steps do not
-    count. ``null`` stands where there is no number: no target of that source, no gradient.
+    tflops (of the model, a rank's) and mfu (since the line before), and for each source its tokens
+    (since the first step), loss and share of the tokens (since the line before). Losses, targets
+    and tokens of skipped steps do not count. ``null`` stands where there is no number: no target of that source, no gradient.
 
     Stands before the checkpoint hook, so that its state covers the step that is saved.
     """

@@ -2,10 +2,13 @@
 
 import importlib.util
 import os
+import platform
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -17,10 +20,21 @@ from configs.yaml_source import nearest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from configs.devices import Device
+    from configs.devices import Device, Speeds
 
 _NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "deepspeed", "numpy", "pydantic",
            "yaml", "xxhash", "filelock", "fsspec")  # fmt: skip
+
+
+_SHEETS = {
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA A100-SXM4-40GB": "a100-40",
+    "NVIDIA A100-SXM4-80GB": "a100-80",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+}
+"""Of the devices' table, by what their driver calls them."""
 
 
 def names() -> list[str]:
@@ -33,7 +47,8 @@ def names() -> list[str]:
 def measure() -> dict[str, Any]:
     """All rows on this machine's GPU; without one the row says so.
 
-    The value is the least of the models' tokens a second over its goal on one H200.
+    The value is the least of the models' tokens a second over its goal on one H200. The target is
+    reached if no row has failed besides. The first line tells what it ran on.
     """
     try:
         rows = measure_rows()
@@ -41,11 +56,13 @@ def measure() -> dict[str, Any]:
         return _answer(None, [{"not measured": str(error)}])
     shares = [row["tokens_per_s"] / row["goal"] for row in rows if "tokens_per_s" in row]
     whole = len(shares) == len(MODELS)
-    return _answer(round(min(shares), 3) if whole else None, rows)
+    where = {"name": "machine", **facts("cuda")}
+    return _answer(round(min(shares), 3) if whole else None, [where, *rows])
 
 
 def _answer(value: float | None, details: list[dict[str, Any]]) -> dict[str, Any]:
-    reached = value is not None and value >= 1.0
+    has_failed = any(row.get("passed") is False for row in details)
+    reached = value is not None and value >= 1.0 and not has_failed
     return {"id": "G", "value": value, "target": 1.0, "reached": reached, "details": details}
 
 
@@ -156,16 +173,49 @@ def _settled(device: str, place: Path) -> "Iterator[None]":
 
 
 def _device(kind: str) -> "Device":
-    """What is there: its own memory, and of the table the speeds of the nearest of its name."""
-    from configs.devices import GPUS, Device, find_device, host_memory
+    """What is there: its own memory, and the data sheet's speeds where the table has it."""
+    from configs.devices import Device, find_device, host_memory
 
     if kind == "cpu":
         return find_device("cpu")
     import torch
 
     found = torch.cuda.get_device_properties(0)
-    words = found.name.replace("-", " ").split()
-    same = [gpu for gpu in GPUS.values() if gpu.title.split()[0] in words]
-    near = min(same, key=lambda gpu: abs(gpu.memory - found.total_memory), default=None)
     own = Device("cuda", found.name, found.total_memory, host=host_memory())
-    return replace(own, speeds=near.speeds) if near else own
+    return replace(own, speeds=_sheet(found.name))
+
+
+def _sheet(name: str) -> "Speeds | None":
+    """The data sheet of exactly this model, as torch names it: an H100 PCIe is no H100 SXM."""
+    from configs.devices import GPUS
+
+    return GPUS[_SHEETS[name]].speeds if name in _SHEETS else None
+
+
+def facts(device: str) -> dict[str, Any]:
+    """What it runs on: versions, the GPU and its driver."""
+    import torch
+
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "deepspeed"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed, but on the path"
+    name = torch.cuda.get_device_name(0) if device == "cuda" else platform.processor() or "CPU"
+    driver = {"driver": _driver()} if device == "cuda" else {}
+    return found | {"device": name, "cuda": torch.version.cuda} | driver
+
+
+def _driver() -> str:
+    """Version of NVIDIA's kernel driver."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"not told: {type(error).__name__}"
+    return done.stdout.split()[0] if done.stdout.strip() else "not told"

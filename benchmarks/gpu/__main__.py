@@ -4,9 +4,8 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
-from benchmarks.gpu import measure_rows, names
+from benchmarks.gpu import facts, measure_rows, names
 from configs.errors import OnwardError
 
 
@@ -24,34 +23,17 @@ def main() -> int:
     except OnwardError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    made = {"id": "G", **_facts(given.device), "tiny": given.tiny, "rows": rows}
+    made = {"id": "G", **facts(given.device), "tiny": given.tiny, "rows": rows}
     text = json.dumps(made)
     if given.output:
         given.output.write_text(text + "\n", encoding="utf-8")
     if given.json:
         print(text)
         return 0
-    print("  ".join(f"{key} {value}" for key, value in _facts(given.device).items()))
+    print("  ".join(f"{key} {value}" for key, value in facts(given.device).items()))
     for row in rows:
         print("  " + "  ".join(f"{key} {value}" for key, value in row.items()))
     return 0
-
-
-def _facts(device: str) -> dict[str, Any]:
-    """What it ran on."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    found: dict[str, Any] = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "deepspeed"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed, but on the path"
-    name = torch.cuda.get_device_name(0) if device == "cuda" else platform.processor() or "CPU"
-    return found | {"device": name, "cuda": torch.version.cuda}
 
 
 if __name__ == "__main__":

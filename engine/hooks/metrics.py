@@ -72,7 +72,8 @@ class MetricsHook(Hook):
     run's first step), skipped (steps since the first that changed nothing), tokens_per_second,
     tflops (of the model, a rank's) and mfu (since the line before), and for each source its tokens
     (since the first step), loss and share of the tokens (since the line before). Losses, targets
-    and tokens of skipped steps do not count. ``null`` stands where there is no number: no target of that source, no gradient.
+    and tokens of skipped steps do not count. ``null`` stands where there is no number: no target of
+    that source, no gradient.
 
     Stands before the checkpoint hook, so that its state covers the step that is saved.
     """

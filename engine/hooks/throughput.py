@@ -95,6 +95,11 @@ class Throughput:
         self._rate = matmul_rate(backend.device, dtype)
         self._world = backend.world
 
+    @property
+    def rate(self) -> float:
+        """FLOP/s of a matrix product on this rank's device, as measured at the start."""
+        return self._rate
+
     def speed(self, tokens: float, targets: float, seconds: float) -> float:
         """FLOP/s of the model that a rank reached; ``tokens`` and ``targets``: of all ranks."""
         flops = self._cost.token * tokens + self._cost.target * targets

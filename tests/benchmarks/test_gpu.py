@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from benchmarks import gpu
 from benchmarks.gpu.checks import _documents
 from benchmarks.gpu.models import MODELS
 from benchmarks.gpu.speed import _tries
+from benchmarks.gpu.trial import attention_flops, squared_lengths
 from configs.devices import GIB, GPUS, Device
 from configs.errors import RecipeError
 from engine.choosing import fits
 from engine.parameter_shapes import model_shape
+from engine.protocols import Batch
+from engine.rows import bounds_of
 from tests.engine import tiny
 from tests.warm import ROOT, WarmWorkers
 
@@ -87,6 +91,49 @@ def test_every_model_is_tried_with_what_the_planner_lets_fit(tmp_path):
         first[model.name] = tries[0]
     assert (first["bert_base"].rows, first["bert_base"].every) == (128, None)
     assert first["gpt_1.3b"].on_host == 0
+
+
+def test_a_failed_row_keeps_the_target_from_being_reached(monkeypatch):
+    fast = [
+        {"name": model.name, "tokens_per_s": 2 * model.goal, "goal": model.goal} for model in MODELS
+    ]
+    for passed in (True, False):
+        rows = [*fast, {"name": "isolation mlm", "passed": passed}]
+        monkeypatch.setattr(gpu, "measure_rows", lambda rows=rows: rows)
+        monkeypatch.setattr(gpu, "facts", lambda device: {"device": device, "driver": "1.2"})
+        found = gpu.measure()
+        assert (found["value"], found["reached"]) == (2.0, passed)
+        assert found["details"][0] == {"name": "machine", "device": "cuda", "driver": "1.2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "sheet"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA A100 80GB PCIe", None),
+        ("NVIDIA RTX A6000", None),
+        ("NVIDIA GeForce RTX 3090", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)
+def test_a_data_sheet_is_of_exactly_that_model(name: str, sheet: str | None):
+    assert gpu._sheet(name) == (GPUS[sheet].speeds if sheet else None)
+
+
+def test_attention_is_counted_within_documents():
+    segments = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
+    bounds = torch.from_numpy(bounds_of(segments.numpy()))
+    batch = Batch({"segments": segments, "bounds": bounds}, 0, 0, (0,), (0,))
+    squares = squared_lengths([batch, batch])
+    assert squares == 2 * (9 + 4 + 36)
+    config = SimpleNamespace(num_hidden_layers=2, hidden_size=8)
+    assert attention_flops(config, "masked_lm", squares) == 12 * 2 * 8 * squares
+    assert attention_flops(config, "causal_lm", squares) == 6 * 2 * 8 * squares
 
 
 def test_documents_are_taken_apart_and_lose_no_target(tmp_path):

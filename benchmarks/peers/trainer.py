@@ -18,8 +18,8 @@ def start(work: dict[str, Any], config: dict[str, Any], settings: dict[str, Any]
     """Put everything together and begin; no step is taken yet.
 
     ``work``: ``kind`` is ``rows`` (packed rows, the model's own head), ``padded`` (single
-    documents, padded to the longest of a batch) or ``learner`` (Onward's own module and collation);
-    ``folder``, ``shape`` and ``length`` as for Onward. ``settings``: further TrainingArguments.
+    documents, padded to the longest of a batch; ``grouped``: see ``_grouped``) or ``learner``
+    (Onward's own module and collation); ``folder``, ``shape`` and ``length`` as for Onward. ``settings``: further TrainingArguments.
     """
     from engine.kernels.memory import keep_freed_memory
 
@@ -99,6 +99,8 @@ def _plain(work: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
     folder = Path(work["folder"])
     tokenizer = load_tokenizer(str(folder / "tokenizer"), Path)
     rows = _rows(folder, work)
+    if "grouped" in work:
+        rows = _grouped(rows, **work["grouped"])
     values = dict(work["shape"])
     shape = AutoConfig.for_model(
         values.pop("model_type"), **values, vocab_size=len(tokenizer), pad_token_id=0
@@ -127,6 +129,21 @@ def _rows(folder: Path, work: dict[str, Any]) -> list[dict[str, list[int]]]:
             }
         )
     return found
+
+
+def _grouped(
+    rows: list[dict[str, list[int]]], documents: int, batches: int, taken: list[int]
+) -> list[dict[str, list[int]]]:
+    """Some batches of so many documents, of the first group that transformers would sort."""
+    import torch
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    lengths = [len(row["input_ids"]) for row in rows]
+    draw = torch.Generator().manual_seed(0)
+    order = get_length_grouped_indices(lengths, documents, batches, generator=draw)
+    return [
+        rows[at] for batch in taken for at in order[batch * documents : (batch + 1) * documents]
+    ]
 
 
 def _learner(work: dict[str, Any], config: dict[str, Any]) -> tuple[Any, Any, Any, Any]:

@@ -69,28 +69,34 @@ def isolation(model: Model, folder: Path) -> Found:
 
 
 def attention(model: Model, folder: Path) -> Found:
-    """The kernel that torch chooses, against attention written out: loss and gradient norm."""
+    """The attention that is chosen, against sdpa under a block mask, written out."""
+    found: Found = {}
+    for kind, allowed in (("fp32", _FP32), ("bf16", _BF16)):
+        stage = stage_of(model, folder, 1, deepspeed(model.rows, kind))
+        with assembled(stage, context_in(folder / f"attention-{kind}")) as parts:
+            chosen, off = _attended(parts)
+        found |= {f"{kind}_by": chosen, f"{kind}_off": round(off, 7)}
+        found["passed"] = found.get("passed", True) and off <= allowed
+    return found
+
+
+def _attended(parts: Any) -> tuple[str, float]:
+    """What was chosen; by how much loss and a gradient's norm are off at most, relatively."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    stage = stage_of(model, folder, 1, deepspeed(model.rows, "fp32"))
+    batch, learner = parts.make(0)[0], parts.backend.learner
+    chosen: str = learner.backbone.config._attn_implementation
+    tensors = {name: each.to(parts.backend.device) for name, each in batch.tensors.items()}
+    weight = next(p for p in learner.parameters() if p.requires_grad)
     seen = []
-    with assembled(stage, context_in(folder / "attention")) as parts:
-        batch, learner = parts.make(0)[0], parts.backend.learner
-        tensors = {name: each.to(parts.backend.device) for name, each in batch.tensors.items()}
-        every = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-        weight = next(p for p in learner.parameters() if p.requires_grad)
-        for kernels in (every, [SDPBackend.MATH]):
-            with sdpa_kernel(kernels):
-                total, _ = learner(tensors)
-                (gradient,) = torch.autograd.grad(total, [weight])
-            seen.append((float(total.detach()), float(gradient.norm())))
-    off = [abs(a - b) / abs(b) for a, b in zip(*seen, strict=True)]
-    return {
-        "loss_off": round(off[0], 7),
-        "gradient_off": round(off[1], 7),
-        "passed": max(off) <= _FP32,
-    }
+    for name in (chosen, "sdpa"):
+        learner.backbone.set_attn_implementation(name)
+        with sdpa_kernel(SDPBackend.MATH):
+            total, _ = learner(tensors)
+            (gradient,) = torch.autograd.grad(total, [weight])
+        seen.append((float(total.detach()), float(gradient.float().norm())))
+    return chosen, max(abs(a - b) / abs(b) for a, b in zip(*seen, strict=True))
 
 
 def optimizer(model: Model, folder: Path) -> Found:
@@ -204,6 +210,8 @@ def _documents(batch: Any) -> Iterator[Any]:
     """Each document of a batch in a row by itself, padding after it."""
     import torch
 
+    from engine.rows import bounds_of
+
     tensors = batch.tensors
     rows, width = tensors["tokens"].shape
     at_row, at_place = tensors["at"] // width, tensors["at"] % width
@@ -219,7 +227,9 @@ def _documents(batch: Any) -> Iterator[Any]:
             for name, made in alone.items():
                 made[0, :length] = 1 if name == "segments" else tensors[name][row][mine]
             wanted = (at_row == row) & (at_place >= first) & (at_place < first + length)
+            alone["bounds"] = torch.from_numpy(bounds_of(alone["segments"].cpu().numpy()))
             alone |= {"sources": tensors["sources"][row : row + 1]}
+            alone |= {"bounds": torch.from_numpy(bounds_of(alone["segments"].cpu().numpy()))}
             alone |= {"at": at_place[wanted] - first, "labels": tensors["labels"][wanted]}
             if len(alone["at"]):
                 yield replace(batch, tensors=alone)

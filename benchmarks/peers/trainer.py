@@ -19,7 +19,8 @@ def start(work: dict[str, Any], config: dict[str, Any], settings: dict[str, Any]
 
     ``work``: ``kind`` is ``rows`` (packed rows, the model's own head), ``padded`` (single
     documents, padded to the longest of a batch; ``grouped``: see ``_grouped``) or ``learner``
-    (Onward's own module and collation); ``folder``, ``shape`` and ``length`` as for Onward. ``settings``: further TrainingArguments.
+    (Onward's own module and collation); ``folder``, ``shape`` and ``length`` as for Onward.
+    ``settings``: further TrainingArguments.
     """
     from engine.kernels.memory import keep_freed_memory
 

@@ -116,6 +116,8 @@ class DeepSpeedBackend:
         self._norm: Tensor | float = 0.0
         self._skipped = False
         self._is_held = False
+        if self._stage == 0:
+            self._engine.clip_fp32_gradients = self._clip
         self._engine.train()
 
     def forward(self, batch: Batch) -> Loss:
@@ -142,8 +144,8 @@ class DeepSpeedBackend:
         """Clip and update; not at all if ``permit`` refuses."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        if self._stage == 0:
-            # There DeepSpeed clips without telling the norm; the gradients are reduced by now.
+        if self._stage == 0 and not self._engine.gradient_clipping():
+            # There DeepSpeed looks at no norm; the gradients are reduced by now.
             self._norm = self._whole_norm()
         skipped_before = self._engine.skipped_steps
         held = _Held(permit, self._norm_now) if permit else None
@@ -275,6 +277,17 @@ class DeepSpeedBackend:
     def _fp16(self) -> Any:
         """DeepSpeed's loss scaler where the precision is fp16."""
         return self._engine.optimizer.loss_scaler if self._engine.fp16_enabled() else None
+
+    def _clip(self) -> None:
+        """DeepSpeed's own way at stage 0, but that the norm is kept, which it drops."""
+        from deepspeed.runtime.utils import clip_grad_norm_
+
+        engine = self._engine
+        self._norm = clip_grad_norm_(
+            parameters=engine.module.parameters(),
+            max_norm=engine.gradient_clipping(),
+            mpu=engine.mpu,
+        )
 
     def _whole_norm(self) -> "Tensor":
         import torch

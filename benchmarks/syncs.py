@@ -2,16 +2,30 @@
 
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _OPERATORS = frozenset(
-    {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2"}
+    {
+        "_local_scalar_dense",
+        "is_nonzero",
+        "nonzero",
+        "masked_select",
+        "equal",
+        "bincount",
+        "_unique2",
+    }
 )
-_METHODS = frozenset({"tolist", "numpy", "cpu"})
+"""A value is read, or the size of a result depends on values."""
+_INDEXING = frozenset({"index", "index_put", "index_put_", "_index_put_impl_"})
+"""Likewise where a mask is the index."""
+_METHODS = frozenset({"tolist", "numpy", "cpu", "__array__"})
 """On a CPU these read memory past the operators."""
 
 _HERE = Path(__file__).resolve()
@@ -30,19 +44,17 @@ class Syncs:
 
     def __init__(self) -> None:
         self.places: Counter[str] = Counter()
-        self._modes: tuple[Any, ...] = (_Operators(self), _Methods(self))
+        self._watch = watch(self._note)
 
     def __enter__(self) -> "Syncs":
-        for mode in self._modes:
-            mode.__enter__()
+        self._watch.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for mode in reversed(self._modes):
-            mode.__exit__(*error)
+        self._watch.__exit__(None, None, None)
 
-    def note(self) -> None:
-        """There is one."""
+    def _note(self, name: str) -> None:
+        del name
         frame = sys._getframe(1)
         while frame.f_back and not _is_ours(frame.f_code.co_filename):
             frame = frame.f_back
@@ -55,23 +67,35 @@ def _is_ours(file: str) -> bool:
     return path.is_relative_to(_ROOT) and "site-packages" not in path.parts and path != _HERE
 
 
+@contextmanager
+def watch(note: Callable[[str], None]) -> Iterator[None]:
+    """Call ``note`` with the name of each operator or method that would wait for a device."""
+    with _Operators(note), _Methods(note):
+        yield
+
+
 class _Operators(TorchDispatchMode):
-    def __init__(self, syncs: Syncs) -> None:
+    def __init__(self, note: Callable[[str], None]) -> None:
         super().__init__()
-        self._syncs = syncs
+        self._note = note
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ in _OPERATORS:
-            self._syncs.note()
+        name = func.overloadpacket.__name__
+        masks = name in _INDEXING and any(
+            index is not None and index.dtype is torch.bool for index in args[1]
+        )
+        if masks or name in _OPERATORS:
+            self._note(name)
         return func(*args, **(kwargs or {}))
 
 
 class _Methods(TorchFunctionMode):
-    def __init__(self, syncs: Syncs) -> None:
+    def __init__(self, note: Callable[[str], None]) -> None:
         super().__init__()
-        self._syncs = syncs
+        self._note = note
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in _METHODS:
-            self._syncs.note()
+        name = getattr(func, "__name__", "")
+        if name in _METHODS:
+            self._note(name)
         return func(*args, **(kwargs or {}))

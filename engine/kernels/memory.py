@@ -1,7 +1,8 @@
 """Freed memory stays with the process: glibc gives large blocks back to the kernel at once.
 
 Every tensor of a step would then be mapped, zeroed page by page and unmapped again, which took a
-quarter of a CPU's training step (benchmarks/LOG.md). GPUs have an allocator of torch's own.
+quarter of a plain training step on a CPU, and little where no whole squares of attention are made
+(benchmarks/LOG.md). GPUs have an allocator of torch's own.
 """
 
 import ctypes

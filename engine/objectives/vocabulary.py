@@ -3,8 +3,8 @@
 Many targets times a large vocabulary is the largest tensor of a step, several times over. So they
 are scored piece by piece, and a piece's gradient is taken while its logits are there: nothing is
 computed twice (the idea of Hsu et al., 2024, arXiv:2410.10989). torch's own
-``linear_cross_entropy`` in pieces rounds the losses to the weights' dtype and was ten times slower
-on a CPU (benchmarks/LOG.md).
+``linear_cross_entropy`` in pieces rounds the losses to the weights' dtype and was fifteen times
+slower on a CPU (benchmarks/LOG.md).
 """
 
 from collections.abc import Sequence

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-
+from benchmarks import syncs
+from benchmarks.syncs import watch
 from engine.backends import DeepSpeedZero, Plain
 from engine.hooks import Garbage, MetricsHook, TensorBoardHook
 from engine.loop import train
@@ -23,13 +21,6 @@ ROOT = str(Path(__file__).parents[2])
 OURS = tuple(f"{ROOT}/{folder}/" for folder in ("engine", "data_pipeline", "downstream"))
 SETTINGS = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 4, "bf16": {"enabled": True}}
 LAST = 8
-# A value is read, or the size of a result depends on values.
-_WAITING = frozenset(
-    {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "_unique2"}
-)
-_INDEXING = frozenset({"index", "index_put", "index_put_", "_index_put_impl_"})
-# On a CPU these read memory, past all operators.
-_READING = frozenset({"tolist", "numpy", "cpu", "__array__"})
 
 
 class Waits:
@@ -37,52 +28,24 @@ class Waits:
 
     def __init__(self) -> None:
         self.found: list[tuple[str, str]] = []
-        self._modes: tuple[Any, ...] = (_Operators(self.note), _Methods(self.note))
+        self._watch = watch(self.note)
 
     def __enter__(self) -> "Waits":
-        for mode in self._modes:
-            mode.__enter__()
+        self._watch.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for mode in reversed(self._modes):
-            mode.__exit__(*error)
+        self._watch.__exit__(None, None, None)
 
     def note(self, name: str) -> None:
         frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename]
-        caller = next(f for f in reversed(frames) if f.filename != __file__)
+        watching = (__file__, syncs.__file__)
+        caller = next(f for f in reversed(frames) if f.filename not in watching)
         self.found.append((name, f"{caller.filename}:{caller.lineno}"))
 
     @property
     def ours(self) -> list[tuple[str, str]]:
         return [each for each in self.found if each[1].startswith(OURS)]
-
-
-class _Operators(TorchDispatchMode):
-    def __init__(self, note: Any) -> None:
-        super().__init__()
-        self._note = note
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        masks = name in _INDEXING and any(
-            index is not None and index.dtype is torch.bool for index in args[1]
-        )
-        if masks or name in _WAITING:
-            self._note(name)
-        return func(*args, **(kwargs or {}))
-
-
-class _Methods(TorchFunctionMode):
-    def __init__(self, note: Any) -> None:
-        super().__init__()
-        self._note = note
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in _READING:
-            self._note(name)
-        return func(*args, **(kwargs or {}))
 
 
 class Between(Hook):

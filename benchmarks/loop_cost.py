@@ -222,7 +222,7 @@ class Bare:
 
     def step(self, batch: "Batch", scale: float) -> None:
         """One optimizer step; ``scale``: from the summed loss to the mean over all ranks."""
-        total, _ = self.engine(batch.tensors)
+        total, *_ = self.engine(batch.tensors)
         self.engine.backward(total * scale)
         self.engine.step()
         self.losses.append(total.detach())

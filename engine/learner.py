@@ -18,7 +18,7 @@ class Learner(nn.Module):
         self.heads = objective.modules(backbone)
         self.objective = objective
 
-    def forward(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(``Loss.total``, ``Loss.by_source``): bare tensors, which DeepSpeed can hook."""
+    def forward(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The fields of a ``Loss``: bare tensors, which DeepSpeed can hook."""
         loss = self.objective.loss(self, tensors)
-        return loss.total, loss.by_source
+        return loss.total, loss.by_source, loss.measures

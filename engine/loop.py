@@ -72,20 +72,24 @@ def train_step(run: Run, step: int) -> StepRecord:
     run.enter("reduce", step)
     faults.reached("reduce", step=step)
     counts = backend.sum_over_ranks(_counts(micro_batches, backend.device))
-    losses = _pass(run, step, micro_batches, counts[0].clamp(min=1.0))
+    losses, measures = _pass(run, step, micro_batches, counts[0].clamp(min=1.0))
     permit = run.guard.judge(backend, step, losses, counts) if run.guard else None
     run.enter("optimizer", step)
     faults.reached("optimizer", step=step)
     backend.step(lr, permit)
     seconds = perf_counter() - began
     norm, skipped = backend.gradient_norm(), backend.skipped()
-    return StepRecord(losses, counts, norm, lr, seconds, skipped, judged=run.guard is not None)
+    judged = run.guard is not None
+    return StepRecord(losses, measures, counts, norm, lr, seconds, skipped, judged=judged)
 
 
-def _pass(run: Run, step: int, micro_batches: Sequence[Batch], wanted: "Tensor") -> "Tensor":
-    """Forward and backward of each micro-batch; the losses of this rank, as in StepRecord."""
+def _pass(
+    run: Run, step: int, micro_batches: Sequence[Batch], wanted: "Tensor"
+) -> "tuple[Tensor, Tensor]":
+    """Forward and backward of each micro-batch; this rank's losses and measures."""
     backend = run.backend
     losses: Tensor | None = None
+    measures: Tensor | None = None
     for index, batch in enumerate(micro_batches):
         # The same rows get the same dropout on any number of ranks.
         number = backend.rank * backend.accumulation + index
@@ -96,13 +100,14 @@ def _pass(run: Run, step: int, micro_batches: Sequence[Batch], wanted: "Tensor")
         total = faults.altered("loss", loss.total, step=step, micro=index)
         run.enter("backward", step)
         faults.reached("backward", step=step)
-        backend.backward(Loss(total, loss.by_source), wanted)
+        backend.backward(Loss(total, loss.by_source, loss.measures), wanted)
         parts = torch.cat([total.detach().float().reshape(1), loss.by_source])
         losses = parts if losses is None else losses + parts
-    if losses is None:
+        measures = loss.measures if measures is None else measures + loss.measures
+    if losses is None or measures is None:
         msg = f"step {step}: no micro-batches"
         raise DataError(msg)
-    return losses
+    return losses, measures
 
 
 def _seed(device: torch.device, number: int) -> None:
@@ -122,7 +127,7 @@ def _avoid(run: Run, lr: float, began: float) -> StepRecord:
     next(run.batches, None)
     run.backend.pass_over()
     nothing, seconds = torch.zeros(0), perf_counter() - began
-    return StepRecord(nothing, nothing, math.nan, lr, seconds, skipped=True, judged=True)
+    return StepRecord(nothing, nothing, nothing, math.nan, lr, seconds, skipped=True, judged=True)
 
 
 def _next(run: Run, step: int) -> Sequence[Batch]:

@@ -39,10 +39,13 @@ class Loss:
     Attributes:
         total: fp32 scalar with gradient: the sum over the batch's targets.
         by_source: fp32 [S], detached: ``total`` split over the sources.
+        measures: fp32 [M, S], detached: sums over the targets of what ``Objective.measures``
+            names, split likewise.
     """
 
     total: "Tensor"
     by_source: "Tensor"
+    measures: "Tensor"
 
 
 class Objective(Protocol):
@@ -51,6 +54,11 @@ class Objective(Protocol):
     @property
     def architecture(self) -> Architecture:
         """Which transformers Auto class the backbone is loaded by."""
+        ...
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what it tells beside the loss, each a mean over the targets: ``accuracy``."""
         ...
 
     def modules(self, backbone: "nn.Module") -> "nn.ModuleDict":
@@ -238,17 +246,19 @@ class StepRecord:
 
     Attributes:
         losses: fp32 [1 + S]: summed loss of this rank, whole and by source (not reduced).
+        measures: fp32 [M, S]: likewise of what the objective tells beside the loss.
         counts: fp64 [2 + 2S]: targets, tokens, targets by source, tokens by source; global sums.
         gradient_norm: global norm before clipping.
         lr: the rate the step was taken with.
         seconds: wall time of the step on this rank.
         skipped: the step changed nothing: fp16's scaled gradient overflowed, or a guard refused
-            or avoided it. Of an avoided one there are no numbers: ``losses`` and ``counts`` are
-            empty, the norm is NaN.
+            or avoided it. Of an avoided one there are no numbers: ``losses``, ``measures`` and
+            ``counts`` are empty, the norm is NaN.
         judged: a guard has seen to the step: what is not finite in a skipped one is its matter.
     """
 
     losses: "Tensor"
+    measures: "Tensor"
     counts: "Tensor"
     gradient_norm: "Tensor | float"
     lr: float

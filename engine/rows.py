@@ -1,6 +1,6 @@
 """Rows as tensors, and losses split over the sources they come from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,20 +93,32 @@ def targets_of_rows(row: "Tensor", rows: int) -> "Tensor":
     return counts.index_add(0, row, torch.ones_like(row, dtype=counts.dtype))
 
 
-def summed(losses: "Tensor", row: "Tensor", sources: "Tensor") -> "Loss":
+def summed(
+    losses: "Tensor", row: "Tensor", sources: "Tensor", measured: "Sequence[Tensor]" = ()
+) -> "Loss":
     """The Loss of single predictions.
 
     Args:
         losses: fp32 [T], with gradient.
         row: int64 [T], the row each belongs to.
         sources: fp32 [B, S], one-hot.
+        measured: fp32 [T] each, detached: what is told beside the loss.
     """
-    return shared_out(losses.sum(), losses.detach(), row, sources)
+    return shared_out(losses.sum(), (losses.detach(), *measured), row, sources)
 
 
-def shared_out(total: "Tensor", each: "Tensor", row: "Tensor", sources: "Tensor") -> "Loss":
-    """The same, where the sum, fp32 with gradient, is known; ``each``: fp32 [T], detached."""
+def shared_out(
+    total: "Tensor", each: "Sequence[Tensor]", row: "Tensor", sources: "Tensor"
+) -> "Loss":
+    """The same, where the sum, fp32 with gradient, is known.
+
+    ``each``: fp32 [T], detached, of the losses, then of what is told beside them.
+    """
+    import torch
+
     from engine.protocols import Loss
 
-    per_row = each.new_zeros(sources.shape[0]).index_add(0, row, each)
-    return Loss(total, per_row @ sources.to(per_row.dtype))
+    values = torch.stack([*each])
+    per_row = values.new_zeros(len(each), sources.shape[0]).index_add(1, row, values)
+    by_source = per_row @ sources.to(per_row.dtype)
+    return Loss(total, by_source[0], by_source[1:])

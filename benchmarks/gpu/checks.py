@@ -93,7 +93,7 @@ def _attended(parts: Any) -> tuple[str, float]:
     for name in (chosen, "sdpa"):
         learner.backbone.set_attn_implementation(name)
         with sdpa_kernel(SDPBackend.MATH):
-            total, _ = learner(tensors)
+            total, *_ = learner(tensors)
             (gradient,) = torch.autograd.grad(total, [weight])
         seen.append((float(total.detach()), float(gradient.float().norm())))
     return chosen, max(abs(a - b) / abs(b) for a, b in zip(*seen, strict=True))

@@ -31,6 +31,7 @@ class Classification:
     """
 
     architecture: "Architecture" = "encoder"
+    measures = ("accuracy",)
 
     def __init__(self, head: "Head", classes: int, padding: int, seed: int) -> None:
         self.head = head
@@ -72,7 +73,8 @@ class Classification:
             self._recorded.append(logits.detach())
         losses = cross_entropy(logits, tensors["labels"], reduction="none")
         rows = torch.arange(len(losses), device=losses.device)
-        return summed(losses, rows, tensors["sources"])
+        hits = (logits.argmax(1) == tensors["labels"]).float()
+        return summed(losses, rows, tensors["sources"], (hits,))
 
     @contextmanager
     def recording(self) -> Iterator[list["Tensor"]]:

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 def score(module: "nn.Module", batch: Batch, device: torch.device) -> Loss:
     """The learner's loss of a micro-batch, in whatever mode the module is."""
-    total, by_source = module(on_device(batch.tensors, device))
-    return Loss(total, by_source)
+    return Loss(*module(on_device(batch.tensors, device)))
 
 
 @torch.no_grad()

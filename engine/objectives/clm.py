@@ -57,6 +57,11 @@ class CausalObjective:
     def __init__(self, balance: RouterBalance | None = None) -> None:
         self._balance = balance
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Accuracy; with ``balance`` the imbalance of the experts, too, without its weight."""
+        return ("accuracy",) if self._balance is None else ("accuracy", "balance")
+
     def modules(self, backbone: "nn.Module") -> "nn.ModuleDict":
         """None: the backbone has its own head. RecipeError if it has no experts to balance."""
         from torch import nn
@@ -90,8 +95,9 @@ class CausalObjective:
         """Cross-entropy of the next tokens, and in training the imbalance of the experts."""
         from engine.objectives.vocabulary import losses_of
 
-        if self._balance is not None and learner.backbone.training:
-            return self._balanced(self._balance.weight, learner.backbone, tensors)
+        if self._balance is not None:
+            weight = self._balance.weight if learner.backbone.training else 0.0
+            return self._balanced(weight, learner.backbone, tensors)
         model: Any = learner.backbone
         inputs = isolated_inputs(learner.backbone, tensors)
         if model.config.model_type in _WITH_A_LAYER:
@@ -111,9 +117,13 @@ class CausalObjective:
         rows, width = tensors["tokens"].shape
         config: Any = backbone.config
         uneven = imbalance(layers, config.num_experts_per_tok, tensors["segments"] > 0)
-        weighted = weight * targets_of_rows(tensors["at"] // width, rows) * uneven
-        balance = summed(weighted, torch.arange(rows, device=uneven.device), tensors["sources"])
-        return Loss(tokens.total + balance.total, tokens.by_source + balance.by_source)
+        uneven = uneven * targets_of_rows(tensors["at"] // width, rows)
+        balance = summed(uneven, torch.arange(rows, device=uneven.device), tensors["sources"])
+        return Loss(
+            tokens.total + weight * balance.total,
+            tokens.by_source + weight * balance.by_source,
+            torch.cat([tokens.measures, balance.by_source[None]]),
+        )
 
 
 # Their head is one layer and nothing else, ROUTED's likewise: it sees the targets alone.
@@ -130,5 +140,5 @@ def _next_tokens(model: Any, hidden: "Tensor", tensors: Mapping[str, "Tensor"]) 
 
 
 def _shared_out(losses: "TargetLosses", tensors: Mapping[str, "Tensor"]) -> "Loss":
-    width = tensors["tokens"].shape[1]
-    return shared_out(losses.total, losses.each, tensors["at"] // width, tensors["sources"])
+    each, row = (losses.each, losses.hits), tensors["at"] // tensors["tokens"].shape[1]
+    return shared_out(losses.total, each, row, tensors["sources"])

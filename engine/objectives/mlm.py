@@ -78,6 +78,7 @@ class MaskedObjective:
     """Masks on the CPU, keyed by the example alone; scores the masked positions alone."""
 
     architecture: "Architecture" = "masked_lm"
+    measures = ("accuracy",)
 
     def __init__(
         self, config: MaskedLanguageModelling, mask_id: int, ordinary: NDArray[np.int32]
@@ -138,8 +139,8 @@ class MaskedObjective:
     def loss(self, learner: "LearnerModule", tensors: Mapping[str, "Tensor"]) -> "Loss":
         """Cross-entropy at the targets; the vocabulary head sees nothing else where it can be."""
         losses = score(learner.backbone, tensors, first=False).losses
-        width = tensors["tokens"].shape[1]
-        return shared_out(losses.total, losses.each, tensors["at"] // width, tensors["sources"])
+        each, row = (losses.each, losses.hits), tensors["at"] // tensors["tokens"].shape[1]
+        return shared_out(losses.total, each, row, tensors["sources"])
 
 
 @dataclass(frozen=True, slots=True)

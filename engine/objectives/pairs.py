@@ -70,6 +70,7 @@ class PairsObjective:
         self._weight = config.weight
         self._masked = masked
         self.architecture: Architecture = masked.architecture
+        self.measures = (*masked.measures, "pair_loss", "pair_accuracy")
 
     def modules(self, backbone: "nn.Module") -> "nn.ModuleDict":
         """``pair``: BERT's pooler and a layer for two classes, the same at every start."""
@@ -113,15 +114,19 @@ class PairsObjective:
         rows, width = tensors["tokens"].shape
         row = tensors["at"] // width
         masked = scores.losses
-        tokens = shared_out(masked.total, masked.each, row, tensors["sources"])
+        each = (masked.each, masked.hits)
+        tokens = shared_out(masked.total, each, row, tensors["sources"])
         pairs = tensors["pairs"]
         targets = targets_of_rows(row, rows)
         head = learner.heads["pair"]
         logits = head(scores.first.to(next(head.parameters()).dtype)).float()
         told = cross_entropy(logits, pairs, ignore_index=-1, reduction="none")
+        hits = (logits.argmax(1) == pairs).float()
         weighted = summed(
             self._weight * targets * told,
             torch.arange(rows, device=pairs.device),
             tensors["sources"],
+            (targets * told.detach(), targets * hits),
         )
-        return Loss(tokens.total + weighted.total, tokens.by_source + weighted.by_source)
+        measures = torch.cat([tokens.measures, weighted.measures])
+        return Loss(tokens.total + weighted.total, tokens.by_source + weighted.by_source, measures)

@@ -25,10 +25,12 @@ class TargetLosses:
     Attributes:
         total: fp32 scalar with gradient, their sum.
         each: fp32 [T], detached.
+        hits: fp32 [T], detached: 1 where no token has a higher score than the target.
     """
 
     total: Tensor
     each: Tensor
+    hits: Tensor
 
 
 def target_losses(output: nn.Module, hidden: Tensor, labels: Tensor) -> TargetLosses:
@@ -47,8 +49,14 @@ def target_losses(output: nn.Module, hidden: Tensor, labels: Tensor) -> TargetLo
 
 def losses_of(logits: Tensor, labels: Tensor) -> TargetLosses:
     """The same from logits [T, V] that are there."""
-    losses = cross_entropy(logits.float(), labels, reduction="none")
-    return TargetLosses(losses.sum(), losses.detach())
+    scores = logits.float()
+    losses = cross_entropy(scores, labels, reduction="none")
+    return TargetLosses(losses.sum(), losses.detach(), _hits(scores.detach(), labels))
+
+
+def _hits(scores: Tensor, labels: Tensor) -> Tensor:
+    """fp32 [T] from scores [T, V]: by the greatest score, which is quicker found than its place."""
+    return (scores.gather(1, labels[:, None])[:, 0] >= scores.amax(1)).float()
 
 
 def prepare(backbone: nn.Module) -> None:
@@ -76,7 +84,7 @@ class VocabularyLayer(nn.Linear):
         return hidden.shape[0] > targets_at_once(self.out_features)
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Any:
-        """Logits [T, V]; with ``labels`` int64 [T] the sum of the losses, and each, fp32 [T]."""
+        """Logits [T, V]; with ``labels`` int64 [T] the fields of TargetLosses."""
         if labels is None:
             return linear(hidden, self.weight, self.bias)
         return _InPieces.apply(hidden, self.weight, self.bias, labels, torch.is_grad_enabled())  # type: ignore[no-untyped-call]  # torch's own
@@ -85,15 +93,16 @@ class VocabularyLayer(nn.Linear):
 class _InPieces(torch.autograd.Function):
     """(hidden [T, D], weight [V, D], bias [V] or None, labels [T], whether gradients are wanted).
 
-    -> (sum, each [T]).
+    -> (sum, each [T], hits [T]).
     """
 
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
         hidden, weight, bias, labels, is_training = given
         # Of the inputs alone: it does not say whether somebody asked for no gradients at all.
         wanted = [is_training and needed for needed in ctx.needs_input_grad]
         each = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+        hits = torch.empty_like(each)
         gradients = _Gradients(hidden, weight, bias, wanted)
         size = targets_at_once(weight.shape[0])
         for start in range(0, hidden.shape[0], size):
@@ -101,16 +110,17 @@ class _InPieces(torch.autograd.Function):
             logits = linear(hidden[piece], weight, bias).float()
             logged = logits.log_softmax(1)
             each[piece] = -logged.gather(1, labels[piece, None])[:, 0]
+            hits[piece] = _hits(logged, labels[piece])
             if any(wanted):
                 gradients.add(piece, logged, labels[piece])
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         ctx.kinds = (weight.dtype, None if bias is None else bias.dtype)
-        ctx.mark_non_differentiable(each)
-        return each.sum(), each
+        ctx.mark_non_differentiable(each, hits)
+        return each.sum(), each, hits
 
     @staticmethod
     def backward(ctx: Any, *given: Any) -> tuple[Tensor | None, ...]:
-        total, _ = given
+        total, *_ = given
         hidden, weight, bias = ctx.saved_tensors
         kinds = ctx.kinds
         return (

@@ -43,7 +43,7 @@ def step(of: Learner, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor,
     of.to(dtype)
     tensors = of.objective.collate(tiny.examples(0, 4), 5, 2).tensors
     torch.manual_seed(7)
-    total, _ = of(tensors)
+    total, *_ = of(tensors)
     total.backward()
     return total.detach(), {n: p.grad for n, p in of.named_parameters() if p.requires_grad}
 

@@ -143,7 +143,7 @@ def drive(folder: Path, first: int, *, compiled: bool = True) -> dict[str, Any]:
     for step in range(first, len(SIZES)):
         if step == len(SIZES) // 2 and not first and compiled:
             torch.save(learner.state_dict(), folder / "saved.pt")
-        total, _ = learner(batch(learner, step, SIZES[step]))
+        total, *_ = learner(batch(learner, step, SIZES[step]))
         total.backward()
         losses.append(total.detach())
         with torch.no_grad():

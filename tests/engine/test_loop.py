@@ -37,6 +37,7 @@ class Noise:
     """An objective over a single weight, whose loss is that weight times a random number."""
 
     architecture = "encoder"
+    measures = ("accuracy",)
 
     def modules(self, backbone: nn.Module) -> nn.ModuleDict:
         return nn.ModuleDict()
@@ -47,7 +48,8 @@ class Noise:
     def loss(self, learner: nn.Module, tensors: dict[str, torch.Tensor]) -> Loss:
         noise = torch.rand(()) if learner.backbone.training else torch.ones(())
         total = (learner.backbone.weight * tensors["x"]).sum() * noise
-        return Loss(total, torch.stack([total.detach(), total.detach() * 0]))
+        by_source = torch.stack([total.detach(), total.detach() * 0])
+        return Loss(total, by_source, by_source[None] * 2)
 
 
 class OneWeight(nn.Module):

@@ -43,7 +43,7 @@ def learner(request, tmp_path) -> Learner:
 def test_a_row_does_not_see_its_batch(learner):
     goal = learner.objective
     with goal.recording() as together:
-        total, by_source = learner(goal.collate(EXAMPLES, 0, 1).tensors)
+        total, by_source, _ = learner(goal.collate(EXAMPLES, 0, 1).tensors)
     singles = []
     for index, one in enumerate(EXAMPLES):
         with goal.recording() as logits:
@@ -68,7 +68,7 @@ def test_counts_and_losses_are_split_by_source(tmp_path):
     rows = [example(0, 5), example(1, 9, source=1), example(2, 7, source=1)]
     batch = learner.objective.collate(rows, 0, 2)
     assert (batch.source_counts, batch.source_tokens) == ((1, 2), (5, 16))
-    total, by_source = learner(batch.tensors)
+    total, by_source, _ = learner(batch.tensors)
     torch.testing.assert_close(by_source.sum(), total)
 
 

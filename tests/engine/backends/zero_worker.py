@@ -169,7 +169,7 @@ def one_step(backend: Any, step: int, *, permit: Permit | None = None, spoil: bo
         torch.manual_seed(step)
         loss = backend.forward(batch)
         if spoil and backend.rank == 1 and index == len(batches) - 1:
-            loss = Loss(loss.total * float("nan"), loss.by_source)
+            loss = Loss(loss.total * float("nan"), loss.by_source, loss.measures)
         backend.backward(loss, count)
     backend.step(PEAK, permit)
 

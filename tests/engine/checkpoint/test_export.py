@@ -36,7 +36,7 @@ class HeadedObjective:
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
-        self.architecture = inner.architecture
+        self.architecture, self.measures = inner.architecture, inner.measures
 
     def modules(self, backbone: nn.Module) -> nn.ModuleDict:
         del backbone
@@ -48,7 +48,7 @@ class HeadedObjective:
     def loss(self, learner: Any, tensors: Any) -> Any:
         found = self._inner.loss(learner, tensors)
         pull = sum(p.float().sum() for p in learner.heads.parameters())
-        return type(found)(found.total + pull, found.by_source)
+        return type(found)(found.total + pull, found.by_source, found.measures)
 
 
 def learner_of(folder: Path, shape: str, adaptation: Adaptation, **changes: Any) -> Any:

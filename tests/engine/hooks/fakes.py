@@ -34,7 +34,7 @@ class FakeBackend:
     def evaluate(self, batch: Batch) -> Loss:
         self.evaluated += 1
         total = batch.tensors["loss"]
-        return Loss(total, total.reshape(1))
+        return Loss(total, total.reshape(1), total.reshape(1, 1) / 2)
 
 
 class FixedThroughput(Throughput):
@@ -75,6 +75,7 @@ def record(step: int, rank: int = 0, world: int = 1, **changes: Any) -> StepReco
     counts = torch.cat([targets.sum().reshape(1), tokens.sum().reshape(1), targets, tokens])
     given = {
         "losses": losses,
+        "measures": by_source[None] / 2,
         "counts": counts,
         "gradient_norm": torch.tensor(float(step)),
         "lr": 0.1 / step,

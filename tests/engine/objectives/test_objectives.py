@@ -42,10 +42,24 @@ def test_counts_and_losses_add_up(tmp_path, shape):
     assert sum(batch.source_counts) == batch.count
     assert sum(batch.source_tokens) == batch.tokens == 16 + 24 + 5 + 24
     assert batch.source_counts[2] == 0
-    total, by_source = learner(batch.tensors)
+    total, by_source, measures = learner(batch.tensors)
     torch.testing.assert_close(by_source.sum(), total.detach())
+    assert measures.shape == (len(goal.measures), 3)
     singles = [learner(goal.collate([row], 5, 3).tensors) for row in tiny.examples(0, 4)]
     torch.testing.assert_close(sum(s[1] for s in singles), by_source, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sum(s[2] for s in singles), measures, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["bert_tiny", "gpt2_tiny"])
+def test_accuracy_is_the_share_of_targets_with_the_highest_score(tmp_path, shape):
+    learner = tiny.learner(tmp_path, shape).eval()
+    tensors = dict(learner.objective.collate(tiny.examples(0, 4), 5, 2).tensors)
+    logits = learner.backbone(**isolated_inputs(learner.backbone, tensors)).logits.flatten(0, 1)
+    best = logits[tensors["at"]].argmax(1)
+    tensors["labels"][::2] = best[::2]
+    assert learner.objective.measures[0] == "accuracy"
+    hits = float(learner(tensors)[2][0].sum())
+    assert hits == int((best == tensors["labels"]).sum()) >= len(best) // 2
 
 
 @pytest.mark.parametrize("shape", tiny.ENCODERS)
@@ -129,6 +143,6 @@ def test_a_batch_without_targets_still_has_a_gradient(tmp_path):
     learner = tiny.learner(tmp_path)
     batch = learner.objective.collate([tiny.example(0, lengths=())], 5, 1)
     assert batch.count == 0
-    total, _ = learner(batch.tensors)
+    total, *_ = learner(batch.tensors)
     total.backward()
     assert total.item() == 0.0

@@ -59,7 +59,7 @@ def test_losses_add_up_however_the_batch_is_split(tmp_path: Path, shape: str) ->
     goal = objective()
     model = learner(tmp_path, shape, goal)
     batch = goal.collate(rows(), 5, 2)
-    total, by_source = model(batch.tensors)
+    total, by_source, _ = model(batch.tensors)
     torch.testing.assert_close(by_source.sum(), total.detach())
     apart = [goal.collate([row], 5, 2) for row in rows()]
     assert sum(each.count for each in apart) == batch.count

@@ -56,13 +56,14 @@ def test_equal_use_is_the_smallest_value():
 
 def test_the_loss_does_not_depend_on_the_split(tmp_path):
     learner, _ = balanced(tmp_path)
-    whole, by_source = learner(batch(learner).tensors)
+    whole, by_source, measures = learner(batch(learner).tensors)
     whole.backward()
     expected = gradients(learner)
     parts = [learner(batch(learner, first, 2).tensors) for first in (0, 2)]
-    sum(total for total, _ in parts).backward()
-    torch.testing.assert_close(sum(total for total, _ in parts), whole)
-    torch.testing.assert_close(sum(each for _, each in parts), by_source)
+    sum(part[0] for part in parts).backward()
+    torch.testing.assert_close(sum(part[0] for part in parts), whole)
+    torch.testing.assert_close(sum(part[1] for part in parts), by_source)
+    torch.testing.assert_close(sum(part[2] for part in parts), measures)
     torch.testing.assert_close(by_source.sum(), whole.detach())
     for found, wanted in zip(gradients(learner), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -74,8 +75,10 @@ def test_it_adds_to_training_and_not_to_evaluation(tmp_path):
     added = (learner(rows.tensors)[0] - plain(rows.tensors)[0]) / rows.count
     # Two experts a token; they are used nearly alike by random weights.
     assert 2 * WEIGHT < added < 3 * WEIGHT
+    told = dict(zip(learner.objective.measures, learner(rows.tensors)[2], strict=True))
+    torch.testing.assert_close(told["balance"].sum() / rows.count * WEIGHT, added.detach())
     learner.eval()
-    torch.testing.assert_close(learner(rows.tensors), plain(rows.tensors))
+    torch.testing.assert_close(learner(rows.tensors)[:2], plain(rows.tensors)[:2])
 
 
 def test_its_gradient_leads_to_equal_use():

@@ -30,6 +30,8 @@ def test_losses_and_gradients_are_those_of_the_whole(kind, bias, count):
     output = layer(bias, kind)
     hidden = torch.randn(count, 16).to(kind).requires_grad_()
     labels = torch.randint(0, 700, (count,))
+    # Some are hit, which would hardly happen by chance.
+    labels[::3] = output(hidden).argmax(1)[::3]
     assert output.takes_pieces(hidden)
     found = vocabulary.target_losses(output, hidden, labels)
     (found.total / 7).backward()
@@ -38,8 +40,11 @@ def test_losses_and_gradients_are_those_of_the_whole(kind, bias, count):
     (losses.sum() / 7).backward()
     within = {"atol": 1e-5, "rtol": 1e-5} if kind is torch.float32 else {"atol": 0.02, "rtol": 0.02}
     torch.testing.assert_close(found.each.double(), losses.detach(), **within)
-    assert found.total.dtype is found.each.dtype is torch.float32
+    assert found.total.dtype is found.each.dtype is found.hits.dtype is torch.float32
     assert not found.each.requires_grad
+    assert not found.hits.requires_grad
+    scores = output(hidden).float()
+    assert torch.equal(found.hits.bool(), scores.argmax(1) == labels)
     for part, wanted in zip((hidden, *output.parameters()), exact, strict=True):
         assert part.grad.dtype is kind
         torch.testing.assert_close(part.grad.double(), wanted.grad, **within)
@@ -80,7 +85,7 @@ def test_every_architecture_learns_the_same_in_pieces(tmp_path, monkeypatch, sha
 
     def outcome() -> tuple[torch.Tensor, list[torch.Tensor]]:
         learner.zero_grad()
-        total, by_source = learner(batch.tensors)
+        total, by_source, _ = learner(batch.tensors)
         total.backward()
         gradients = [p.grad.clone() for p in learner.parameters() if p.grad is not None]
         return torch.cat([total.detach().reshape(1), by_source]), gradients

@@ -190,7 +190,7 @@ def _points(folder: Path, case: Mapping[str, Any]) -> dict[str, int]:
     learner = tiny.learner(folder, case["shape"], adaptation, **case["changes"])
     goal = learner.objective
     kind = Plain if case.get("plain") else DeepSpeedZero
-    penalties = [StartingPoint().build()] * case.get("penalties", 0)
+    penalties = [StartingPoint().build(Path)] * case.get("penalties", 0)
     backend = kind(config=case["values"]).build(learner, AdamW(lr=1e-3), penalties)
     optimizer: Any = backend._optimizer
     points: dict[str, int] = {}

@@ -65,6 +65,18 @@ def collate_all(
     return [objective.collate(piece, seed, sources) for piece in pieces]
 
 
+def build_objective(
+    stage: PretrainStage, context: StageContext, stream: TokenStream
+) -> "Objective":
+    """The stage's objective, with the penalties on the loss around it."""
+    objective: Objective = stage.objective.build(stream.special, stream.vocabulary_size)
+    for penalty in stage.penalties:
+        if penalty.ON == "loss":
+            shared = stage.data.packing.SHARES_ROWS
+            objective = penalty.around(objective, context.locate, shared_rows=shared)
+    return objective
+
+
 def build_learner(
     stage: PretrainStage, context: StageContext, objective: "Objective"
 ) -> tuple["Learner", "Adaptation", Any]:
@@ -94,7 +106,7 @@ def assemble(stage: PretrainStage, context: StageContext) -> Parts:
     seed = stage.run_seed(context)
     share = slice(distributed.rank(), None, distributed.world())
     stream = distributed.together(lambda: stage.open_stream(context, stage.data.verify, share))
-    objective = stage.objective.build(stream.special, stream.vocabulary_size)
+    objective = build_objective(stage, context, stream)
     require_word_starts(stage.objective, stream.reader)
     learner, _, tokenizer = build_learner(stage, context, objective)
     _require_tokenizer(tokenizer_sha256(tokenizer.backend_tokenizer), stream)
@@ -104,10 +116,11 @@ def assemble(stage: PretrainStage, context: StageContext) -> Parts:
     stage = stage.model_copy(update={"backend": settled(stage, learner)})
     _economise(stage, learner)
     batches = stage.backend.plan(distributed.world())
-    penalties = [penalty.build() for penalty in stage.penalties]
-    average = stage.averaging.build() if stage.averaging else None
-    backend = stage.backend.build(learner, stage.optimizer, penalties, seed, average)
     steps = stage.budget(stream.rows[0], batches.global_batch)
+    on_weights = [penalty for penalty in stage.penalties if penalty.ON == "weights"]
+    pulls = [penalty.build(context.locate) for penalty in on_weights]
+    average = stage.averaging.build(steps) if stage.averaging else None
+    backend = stage.backend.build(learner, stage.optimizer, pulls, seed, average)
     stream.require_rows(steps * batches.global_batch)
     return Parts(stage, context, stream, objective, backend, batches, steps, seed, frozen)
 
@@ -126,9 +139,15 @@ def _economise(stage: PretrainStage, learner: "Learner") -> None:
         stage.activation_checkpointing.apply(learner.backbone)
     if stage.compile is not None:
         stage.compile.apply(learner)
-    else:
-        kind = precision(read_deepspeed(stage.backend.config))
-        quicken(learner.backbone, distributed.device(), kind, stage.data.length)
+        return
+    kind = precision(read_deepspeed(stage.backend.config))
+    for model in (learner.backbone, *(head.model for head in _whole_models(learner))):
+        quicken(model, distributed.device(), kind, stage.data.length)
+
+
+def _whole_models(learner: "Learner") -> list[Any]:
+    """Models beside the backbone, which a penalty brought."""
+    return [head for head in learner.heads.values() if hasattr(head, "model")]
 
 
 def _require_tokenizer(sha256: str, stream: TokenStream) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from configs.errors import RecipeError
 from configs.stage import StageContext
-from engine.assemble import build_learner
+from engine.assemble import build_learner, build_objective
 from engine.pretraining import PretrainStage
 
 
@@ -48,7 +48,7 @@ def export_step(
     checkpoint = open_checkpoint(step_folder(context.folder / "checkpoints", step))
     store = checkpoint.store()
     stream = stage.open_stream(context)
-    objective = stage.objective.build(stream.special, stream.vocabulary_size)
+    objective = build_objective(stage, context, stream)
     learner, adaptation, tokenizer = build_learner(stage, context, objective)
     require_same_frozen(checkpoint.state, frozen_digest(learner), checkpoint.folder)
     lineage = {
@@ -88,4 +88,4 @@ def _weights_key(stage: PretrainStage, weights: Weights, there: Sequence[str]) -
     # Before the first step that is taken there is no optimizer state: the average is the weights.
     if not there:
         return WEIGHT
-    return stage.averaging.build().keys[0]
+    return stage.averaging.KEYS[0]

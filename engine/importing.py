@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from configs.errors import CheckpointError, RecipeError
 from data_pipeline.shards import find_shards
 from data_pipeline.streaming import FixedRows
-from engine.assemble import build_learner, collate_all
+from engine.assemble import build_learner, build_objective, collate_all
+from engine.optimization import AdamW
 from engine.pretraining import PretrainStage
 
 if TYPE_CHECKING:
@@ -64,9 +65,10 @@ def import_checkpoint(
     root = context.folder / "checkpoints"
     _require_none_yet(root)
     _require_no_further_state(stage)
+    _adamw(stage)
     stage.check(context)
     stream = stage.open_stream(context)
-    objective = stage.objective.build(stream.special, stream.vocabulary_size)
+    objective = build_objective(stage, context, stream)
     learner, _, _ = build_learner(stage, context, objective)
     frozen = frozen_digest(learner)
     reader = open_reader(request.source, trust=request.trust)
@@ -82,7 +84,8 @@ def import_checkpoint(
         "hooks": {Origin.name: Origin(facts).state_dict()},
         KEY: frozen,
     }
-    average = stage.averaging.build() if stage.averaging else None
+    budget = stage.budget(stream.rows[0], stage.backend.global_batch)
+    average = stage.averaging.build(budget) if stage.averaging else None
     imported = ImportedState(placed.trained, _extra(found, step), average)
     folder = save(root, Progress(step), imported, state, context.key, Alone())
     return {"folder": str(folder), **facts, "notes": list(_notes(stage, found, step, losses))}
@@ -101,7 +104,7 @@ def _require_none_yet(root: Path) -> None:
 
 def _require_no_further_state(stage: PretrainStage) -> None:
     """A penalty's anchor or importances are in no checkpoint but one that was made with it."""
-    keys = [key for penalty in stage.penalties for key in penalty.build().keys]
+    keys = [key for penalty in stage.penalties for key in penalty.keys]
     if keys:
         msg = (
             f"penalties: they keep {', '.join(keys)} for every weight, which a checkpoint of "
@@ -109,6 +112,17 @@ def _require_no_further_state(stage: PretrainStage) -> None:
             "them begin from its export"
         )
         raise RecipeError(msg)
+
+
+def _adamw(stage: PretrainStage) -> AdamW:
+    """The stage's optimizer; RecipeError unless it is the one whose moments can be imported."""
+    if not isinstance(stage.optimizer, AdamW):
+        msg = (
+            f"optimizer {stage.optimizer.name}: the checkpoints that can be imported hold Adam's "
+            "moments; go on with adamw, or start from the model alone"
+        )
+        raise RecipeError(msg)
+    return stage.optimizer
 
 
 def _step(stage: PretrainStage, stream: "TokenStream", found: "Contents", request: Request) -> int:
@@ -232,7 +246,7 @@ def _notes(
         yield "the checkpoint holds no moments of Adam; they begin at zero"
     if not losses.get("second_reading"):
         yield "the checkpoint holds its weights once: there was nothing to compare them with"
-    optimizer = stage.optimizer
+    optimizer = _adamw(stage)
     ours = {"betas": (optimizer.beta1, optimizer.beta2), "eps": optimizer.eps}
     for key, value in ours.items():
         given = [group[key] for group in found.groups if key in group]

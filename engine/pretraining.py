@@ -98,6 +98,12 @@ class PretrainStage(StageConfig):
             msg = "'epochs' has no meaning for a mixture of sources; give 'steps'"
             raise ValueError(msg)
         require_fitting(self.objective, self.data.packing)
+        names = [penalty.name for penalty in self.penalties]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            msg = (
+                f"penalties: {twice[0]} is given twice; give it once, with the sum of its strengths"
+            )
+            raise ValueError(msg)
         return self
 
     def run(self, context: StageContext) -> str:
@@ -127,6 +133,8 @@ class PretrainStage(StageConfig):
         self.backend.check()
         require_compilable(self)
         self.model.check(context.is_made, context.locate)
+        for penalty in self.penalties:
+            penalty.check(context.is_made, context.locate)
         for location in self.held_out().values():
             if context.is_made(location):
                 shards.find_shards(location, context.locate)

@@ -1,8 +1,9 @@
 """The seams of the engine. A technique is one file that fits one of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from data_pipeline.example import Example
 
@@ -74,11 +75,86 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenObjective(Objective, Protocol):
+    """One that predicts a token of the vocabulary at each target, and nothing else."""
+
+    def logits(self, backbone: "nn.Module", tensors: Mapping[str, "Tensor"]) -> "Tensor":
+        """Scores of all tokens at the targets, [T, V]."""
+        ...
+
+    def told(self, logits: "Tensor", labels: "Tensor", tensors: Mapping[str, "Tensor"]) -> Loss:
+        """What is made of such scores, with these labels, int64 [T], at the targets."""
+        ...
+
+
 class LearnerModule(Protocol):
     """What an objective sees of the learner."""
 
     backbone: "nn.Module"
     heads: "nn.ModuleDict"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """``length`` values of a parameter from ``start``, at ``offset`` of a flat partition."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    partition: "Tensor"
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some values of a partition, all in its order, as an update rule sees them.
+
+    Attributes:
+        weight: to be changed in place.
+        gradient: of the weight's shape; a rule may use it up.
+        states: by the rule's keys, of the weight's shape, to be changed in place.
+        step: scalar; the steps taken before this one. The rule adds one.
+    """
+
+    weight: "Tensor"
+    gradient: "Tensor"
+    states: Mapping[str, "Tensor"]
+    step: "Tensor"
+
+
+class UpdateRule(Protocol):
+    """How an optimizer moves weights: value by value, so that any partition will do."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of its state tensors, each of the parameter's shape."""
+        ...
+
+    def update(self, parts: Sequence[Part], lr: float, weight_decay: float) -> None:
+        """One step of every part, in place."""
+        ...
+
+
+@runtime_checkable
+class TurningRule(UpdateRule, Protocol):
+    """One that looks at whole matrices in between."""
+
+    def accumulate(self, gradient: "Tensor", state: Mapping[str, Any]) -> "Tensor":
+        """From a partition's gradient, value by value, what is to be turned; updates ``state``."""
+        ...
+
+    def turn(self, matrix: "Tensor") -> "Tensor":
+        """A parameter's values, in its shape, into others, which ``update`` gets as gradient."""
+        ...
+
+
+Matrices = Callable[["Tensor", "Tensor", Callable[["Tensor"], "Tensor"]], "Tensor"]
+"""(partition, values of its shape, what to do with each whole parameter) -> values of its shape.
+
+Every rank calls it for the same partitions in the same order.
+"""
 
 
 class WeightPenalty(Protocol):
@@ -93,8 +169,19 @@ class WeightPenalty(Protocol):
         """The keys of its state tensors, such as ``l2_sp.anchor``."""
         ...
 
-    def start(self, parameter: "Tensor", state: dict[str, Any]) -> None:
-        """Create its state at the first step (``parameter``: an fp32 partition, any flat shape)."""
+    def start(
+        self,
+        parameter: "Tensor",
+        state: dict[str, Any],
+        pieces: Callable[[], Sequence[Piece]],
+    ) -> None:
+        """Fill its state, which is zeros, at the first step.
+
+        Args:
+            parameter: an fp32 partition, of any flat shape.
+            state: of that partition.
+            pieces: tells which parameters lie where in it.
+        """
         ...
 
     def add_gradient(self, parameter: "Tensor", state: dict[str, Any]) -> None:
@@ -189,6 +276,39 @@ class Backend(Protocol):
 
         Where ``permit`` refuses, no weight and no optimizer state changes, on any rank.
         """
+        ...
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Name of each group of parameters -> factor of its rate."""
+        ...
+
+    @property
+    def measure_update(self) -> bool:
+        """Whether the next steps measure by how much they change the weights; may be set."""
+        ...
+
+    @measure_update.setter
+    def measure_update(self, value: bool) -> None: ...
+
+    def update_norm(self) -> "Tensor | None":
+        """Global norm of the last step's change; None if it was not measured or changed nothing.
+
+        Every rank must call it.
+        """
+        ...
+
+    def swapped(self, key: str) -> AbstractContextManager[None]:
+        """Inside, the weights are those of an optimizer state, such as an average.
+
+        Afterwards they are what they were, to the bit. Before the first step, when there are no
+        states, nothing is swapped. Every rank must enter it.
+        """
+        ...
+
+    @property
+    def average_key(self) -> str | None:
+        """Of the running average among the optimizer's states; None without one."""
         ...
 
     def gradient_norm(self) -> "Tensor | float":

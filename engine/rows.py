@@ -1,6 +1,7 @@
 """Rows as tensors, and losses split over the sources they come from."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.protocols import Batch, Loss
+
+
+@dataclass(frozen=True, slots=True)
+class TargetLosses:
+    """Cross-entropy of targets.
+
+    Attributes:
+        total: fp32 scalar with gradient, their sum.
+        each: fp32 [T], detached.
+        hits: fp32 [T], detached: 1 where no token has a higher score than the target.
+    """
+
+    total: "Tensor"
+    each: "Tensor"
+    hits: "Tensor"
+
 
 TARGET_WISE = frozenset({"at", "labels"})
 """Tensors of a batch with one entry for each target, [T]; the first size of all others is B."""
@@ -105,6 +122,12 @@ def summed(
         measured: fp32 [T] each, detached: what is told beside the loss.
     """
     return shared_out(losses.sum(), (losses.detach(), *measured), row, sources)
+
+
+def shared(losses: TargetLosses, tensors: "Mapping[str, Tensor]") -> "Loss":
+    """The Loss of targets, with their accuracy; ``tensors``: of the batch."""
+    each, row = (losses.each, losses.hits), tensors["at"] // tensors["tokens"].shape[1]
+    return shared_out(losses.total, each, row, tensors["sources"])
 
 
 def shared_out(

@@ -64,7 +64,7 @@ def asked_split(stage: "PretrainStage", world: int) -> Split:
 def job_of(stage: "PretrainStage", shape: ModelShape, weights: Weights, device: Device) -> JobOf:
     """The planner's job for any split of the stage's global batch."""
     values = read_deepspeed(stage.backend.config)
-    penalties = [penalty.build() for penalty in stage.penalties]
+    penalties = stage.penalties
     averaging = getattr(stage, "averaging", None)
 
     def make(split: Split) -> Job:
@@ -76,8 +76,8 @@ def job_of(stage: "PretrainStage", shape: ModelShape, weights: Weights, device: 
             stage.backend.global_batch // split.world // split.micro_batch,
             activations(shape, rows),
             states=2 + sum(len(penalty.keys) for penalty in penalties),
-            averages=len(averaging.build().keys) if averaging else 0,
-            pulls=bool(penalties),
+            averages=1 if averaging else 0,
+            pulls=any(penalty.keys for penalty in penalties),
             backend=stage.backend.name,
             sources=len(stage.data.sources),
             is_judged=getattr(stage, "guard", None) is not None,

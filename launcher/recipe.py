@@ -23,6 +23,7 @@ from downstream.evaluate import EvaluateStage
 from downstream.finetune import FinetuneStage
 from downstream.report import ReportStage
 from downstream.tasks import TaskStage
+from engine.fisher import FisherStage
 from engine.models import read_shape
 from engine.pretraining import PretrainStage
 from engine.profiling import ProfileConfig
@@ -39,6 +40,7 @@ Stage = Annotated[
     | SelectStage
     | GapStage
     | VocabularyStage
+    | FisherStage
     | PretrainStage
     | FinetuneStage
     | EvaluateStage

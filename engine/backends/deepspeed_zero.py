@@ -112,6 +112,9 @@ class DeepSpeedBackend:
         self.learner: nn.Module = self._engine.module
         passes.restore_buffers(self.learner, rotary)
         self._state = zero_state.open_state(self._engine, self._optimizer, self._stage)
+        self._optimizer.pieces_of = self._state.pieces_of
+        self._optimizer.matrices = self._state.matrices
+        self.measure_update = False
         self._micro_batch = 0
         self._norm: Tensor | float = 0.0
         self._skipped = False
@@ -144,6 +147,7 @@ class DeepSpeedBackend:
         """Clip and update; not at all if ``permit`` refuses."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
+        self._optimizer.squares, self._optimizer.is_measuring = None, self.measure_update
         if self._stage == 0 and not self._engine.gradient_clipping():
             # There DeepSpeed looks at no norm; the gradients are reduced by now.
             self._norm = self._whole_norm()
@@ -199,6 +203,33 @@ class DeepSpeedBackend:
         """Global norm before clipping, of the last step."""
         return self._norm
 
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Name of each group of parameters -> factor of its rate."""
+        return {group["name"]: group["lr_scale"] for group in self._optimizer.param_groups}
+
+    def update_norm(self) -> "Tensor | None":
+        """Global norm of the last step's change; None if it was not measured or changed nothing."""
+        squares = self._optimizer.squares
+        if not self.measure_update or self._skipped or self._is_held:
+            return None
+        if squares is None:
+            squares = self._passes.nothing(self.device)
+        return (squares if self._stage == 0 else self.sum_over_ranks(squares)).sqrt()
+
+    @contextmanager
+    def swapped(self, key: str) -> Iterator[None]:
+        """Inside, the weights are those of an optimizer state; afterwards what they were."""
+        partitions = [partition.detach() for partition, _ in self._state.partitions()]
+        states = [self._optimizer.state.get(p, {}) for p, _ in self._state.partitions()]
+        with self._passes.exchanged(partitions, states, key, self._state.refresh):
+            yield
+
+    @property
+    def average_key(self) -> str | None:
+        """Of the running average among the optimizer's states; None without one."""
+        return self._optimizer.average_key
+
     def skipped(self) -> bool:
         """Whether fp16's gradient overflowed at the last step, or it was refused.
 
@@ -233,8 +264,8 @@ class DeepSpeedBackend:
         wanted = self._passes.wanted_keys(keys, self._optimizer.state_keys, taken)
         self._optimizer.state.clear()
         if wanted:
-            for partition in self._state.partitions():
-                self._optimizer.create_state(partition, taken)
+            for partition, group in self._state.partitions():
+                self._optimizer.create_state(partition, group, taken)
         for piece in self._state.held():
             piece.tensor.copy_(read(piece.name, piece.key, piece.start, piece.tensor.numel()))
         self._state.refresh()
@@ -272,7 +303,8 @@ class DeepSpeedBackend:
         _release(self._engine, self.learner)
         self._optimizer.state.clear()
         self._optimizer.param_groups.clear()
-        self._optimizer.permit = None
+        self._optimizer.permit = self._optimizer.matrices = None
+        del self._optimizer.pieces_of
 
     def _fp16(self) -> Any:
         """DeepSpeed's loss scaler where the precision is fp16."""

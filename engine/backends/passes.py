@@ -1,6 +1,7 @@
 """What every backend does alike: a batch to the device and through the learner."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,6 +51,41 @@ def restore_buffers(module: "nn.Module", saved: Mapping[str, "Tensor"]) -> None:
     for name, buffer in module.named_buffers():
         if name in saved:
             buffer.data = saved[name].to(buffer.device)
+
+
+def nothing(device: torch.device) -> "Tensor":
+    """fp64 zero: the squares of a rank that holds no weights."""
+    return torch.zeros((), dtype=torch.float64, device=device)
+
+
+@contextmanager
+def exchanged(
+    weights: "Sequence[Tensor]",
+    states: Sequence[Mapping[str, "Tensor"]],
+    key: str,
+    refresh: Callable[[], None],
+) -> Iterator[None]:
+    """Inside, ``weights`` have the values of their states' ``key``; nothing is done without states.
+
+    Args:
+        weights: what the optimizer steps on, detached.
+        states: the optimizer's, one for each.
+        key: of a state of the weights' shape.
+        refresh: makes what the passes use follow the weights.
+    """
+    found = [(weight, state[key]) for weight, state in zip(weights, states, strict=True) if state]
+    kept = [weight.clone() for weight, _ in found]
+    for weight, value in found:
+        weight.copy_(value)
+    if found:
+        refresh()
+    try:
+        yield
+    finally:
+        for (weight, _), own in zip(found, kept, strict=True):
+            weight.copy_(own)
+        if found:
+            refresh()
 
 
 def wanted_keys(given: Sequence[str], state_keys: Sequence[str], steps: int) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Plain torch on one process: the reference that DeepSpeed is held against, and small runs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from configs.deepspeed_json import (
@@ -16,7 +17,16 @@ from configs.deepspeed_json import (
 from configs.errors import RecipeError
 from configs.schema import Config
 from data_pipeline.randomness import keyed
-from engine.protocols import Batch, Fragment, Loss, Permit, ReadRange, WeightAverage, WeightPenalty
+from engine.protocols import (
+    Batch,
+    Fragment,
+    Loss,
+    Permit,
+    Piece,
+    ReadRange,
+    WeightAverage,
+    WeightPenalty,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +126,9 @@ class PlainBackend:
         self._low_precision = precision(values) == "bf16"
         if self._low_precision:
             self._split_masters()
+        self._optimizer.pieces_of = self._pieces_of
+        self._optimizer.matrices = _whole
+        self.measure_update = False
         self.learner.train()
 
     def forward(self, batch: Batch) -> Loss:
@@ -151,6 +164,7 @@ class PlainBackend:
             torch._foreach_mul_(gradients, 1.0 / excess)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
+        self._optimizer.squares, self._optimizer.is_measuring = None, self.measure_update
         self._is_held = permit is not None and not permit(self._norm)
         self._skipped += self._is_held
         if not self._is_held:
@@ -161,6 +175,30 @@ class PlainBackend:
     def gradient_norm(self) -> "Tensor | float":
         """Global norm before clipping, of the last step."""
         return self._norm
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Name of each group of parameters -> factor of its rate."""
+        return {group["name"]: group["lr_scale"] for group in self._optimizer.param_groups}
+
+    def update_norm(self) -> "Tensor | None":
+        """Norm of the last step's change; None if it was not measured or changed nothing."""
+        squares = self._optimizer.squares
+        return None if squares is None or self._is_held else squares.sqrt()
+
+    @contextmanager
+    def swapped(self, key: str) -> Iterator[None]:
+        """Inside, the weights are those of an optimizer state; afterwards what they were."""
+        masters = list(self._masters.values())
+        states = [self._optimizer.state.get(master, {}) for master in masters]
+        weights = [master.detach() for master in masters]
+        with self._passes.exchanged(weights, states, key, self._refresh):
+            yield
+
+    @property
+    def average_key(self) -> str | None:
+        """Of the running average among the optimizer's states; None without one."""
+        return self._optimizer.average_key
 
     def skipped(self) -> bool:
         """Whether the last step was refused; there is no loss scale to lower."""
@@ -196,8 +234,9 @@ class PlainBackend:
         wanted = self._passes.wanted_keys(keys, self._optimizer.state_keys, taken)
         self._optimizer.state.clear()
         if wanted:
-            for master in self._masters.values():
-                self._optimizer.create_state(master, taken)
+            for number, group in enumerate(self._optimizer.param_groups):
+                for master in group["params"]:
+                    self._optimizer.create_state(master, number, taken)
         for piece in self.fragments():
             piece.tensor.copy_(read(piece.name, piece.key, piece.start, piece.tensor.numel()))
         self._refresh()
@@ -222,6 +261,13 @@ class PlainBackend:
     def _trained(self) -> "Iterator[tuple[str, nn.Parameter]]":
         return ((name, p) for name, p in self.learner.named_parameters() if p.requires_grad)
 
+    def _pieces_of(self, partition: "Tensor") -> "list[Piece]":
+        return [
+            Piece(name, tuple(master.shape), 0, partition, 0, master.numel())
+            for name, master in self._masters.items()
+            if master is partition
+        ]
+
     def _split_masters(self) -> None:
         """Keep the weights in fp32 beside a bf16 model, as DeepSpeed does."""
         import torch
@@ -242,3 +288,9 @@ class PlainBackend:
             with torch.no_grad():
                 for name, parameter in self._trained():
                     parameter.copy_(self._masters[name])
+
+
+def _whole(partition: "Tensor", values: "Tensor", turn: "Callable[[Tensor], Tensor]") -> "Tensor":
+    """Every partition is a parameter in its own shape."""
+    del partition
+    return turn(values)

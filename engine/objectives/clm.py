@@ -11,12 +11,11 @@ from data_pipeline.example import Example
 from data_pipeline.rows import Rows
 from engine.isolation import isolated_inputs
 from engine.objectives.routing import ROUTED, RouterBalance, imbalance, require_routers, routed
-from engine.rows import batch_of, shared_out, stack, summed, targets_of_rows
+from engine.rows import batch_of, shared, stack, summed, targets_of_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from engine.objectives.vocabulary import TargetLosses
     from engine.protocols import Architecture, Batch, LearnerModule, Loss
 
 
@@ -38,38 +37,27 @@ class CausalLanguageModelling(Config):
         """False."""
         return False
 
-    def build(self, special: Mapping[str, int], vocabulary_size: int) -> "CausalObjective":
+    def build(
+        self, special: Mapping[str, int], vocabulary_size: int
+    ) -> "CausalObjective | BalancedObjective":
         """The objective; it needs nothing of the vocabulary."""
         del special, vocabulary_size
-        return CausalObjective(self.balance)
+        plain = CausalObjective()
+        return plain if self.balance is None else BalancedObjective(self.balance, plain)
 
 
 class CausalObjective:
-    """Targets are the tokens whose predecessor lies in the same document.
-
-    With ``balance`` a row's imbalance counts as often as the row has targets: mean of the tokens'
-    losses + weight x mean of the rows' imbalance by targets, whatever the split into micro-batches.
-    It is for training; an evaluation tells the tokens' losses alone.
-    """
+    """Targets are the tokens whose predecessor lies in the same document."""
 
     architecture: "Architecture" = "causal_lm"
-
-    def __init__(self, balance: RouterBalance | None = None) -> None:
-        self._balance = balance
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """Accuracy; with ``balance`` the imbalance of the experts, too, without its weight."""
-        return ("accuracy",) if self._balance is None else ("accuracy", "balance")
+    measures = ("accuracy",)
 
     def modules(self, backbone: "nn.Module") -> "nn.ModuleDict":
-        """None: the backbone has its own head. RecipeError if it has no experts to balance."""
+        """None: the backbone has its own head."""
         from torch import nn
 
         from engine.objectives.vocabulary import prepare
 
-        if self._balance is not None:
-            require_routers(backbone)
         prepare(backbone)
         return nn.ModuleDict()
 
@@ -92,33 +80,67 @@ class CausalObjective:
         return batch_of(tensors, rows.keys.source, targets, rows.layout.filled(), sources)
 
     def loss(self, learner: "LearnerModule", tensors: Mapping[str, "Tensor"]) -> "Loss":
-        """Cross-entropy of the next tokens, and in training the imbalance of the experts."""
+        """Cross-entropy of the next tokens."""
+        from engine.objectives.vocabulary import losses_of, target_losses
+
+        seen, output = _at_targets(learner.backbone, tensors)
+        if output is None:
+            return shared(losses_of(seen, tensors["labels"]), tensors)
+        return shared(target_losses(output, seen, tensors["labels"]), tensors)
+
+    def logits(self, backbone: "nn.Module", tensors: Mapping[str, "Tensor"]) -> "Tensor":
+        """Scores of all tokens at the targets, [T, V]."""
+        seen, output = _at_targets(backbone, tensors)
+        found: Tensor = seen if output is None else output(seen)
+        return found
+
+    def told(self, logits: "Tensor", labels: "Tensor", tensors: Mapping[str, "Tensor"]) -> "Loss":
+        """Cross-entropy of such scores, with these labels."""
         from engine.objectives.vocabulary import losses_of
 
-        if self._balance is not None:
-            weight = self._balance.weight if learner.backbone.training else 0.0
-            return self._balanced(weight, learner.backbone, tensors)
-        model: Any = learner.backbone
-        inputs = isolated_inputs(learner.backbone, tensors)
-        if model.config.model_type in _WITH_A_LAYER:
-            return _next_tokens(model, model.base_model(**inputs)[0], tensors)
-        logits = model(**inputs).logits.flatten(0, 1).index_select(0, tensors["at"])
-        return _shared_out(losses_of(logits, tensors["labels"]), tensors)
+        return shared(losses_of(logits, labels), tensors)
 
-    def _balanced(
-        self, weight: float, backbone: "nn.Module", tensors: Mapping[str, "Tensor"]
-    ) -> "Loss":
+
+class BalancedObjective:
+    """Next tokens, and experts that are used equally.
+
+    A row's imbalance counts as often as the row has targets: mean of the tokens' losses + weight x
+    mean of the rows' imbalance by targets, whatever the split into micro-batches. It is for
+    training: an evaluation tells it, and leaves it out of the loss.
+    """
+
+    def __init__(self, balance: RouterBalance, causal: CausalObjective) -> None:
+        self._balance = balance
+        self._causal = causal
+        self.architecture: Architecture = causal.architecture
+        self.measures = (*causal.measures, "balance")
+
+    def modules(self, backbone: "nn.Module") -> "nn.ModuleDict":
+        """None: the backbone has its own head. RecipeError if it has no experts to balance."""
+        require_routers(backbone)
+        return self._causal.modules(backbone)
+
+    def collate(self, examples: Sequence[Example], seed: int, sources: int) -> "Batch":
+        """As for next tokens alone."""
+        return self._causal.collate(examples, seed, sources)
+
+    def loss(self, learner: "LearnerModule", tensors: Mapping[str, "Tensor"]) -> "Loss":
+        """Cross-entropy of the next tokens, and in training the imbalance of the experts."""
         import torch
 
+        from engine.objectives.vocabulary import target_losses
         from engine.protocols import Loss
 
-        hidden, layers = routed(backbone, isolated_inputs(backbone, tensors))
-        tokens = _next_tokens(backbone, hidden, tensors)
+        model: Any = learner.backbone
+        hidden, layers = routed(model, isolated_inputs(model, tensors))
+        chosen = hidden.flatten(0, 1).index_select(0, tensors["at"])
+        losses = target_losses(model.get_output_embeddings(), chosen, tensors["labels"])
+        tokens = shared(losses, tensors)
         rows, width = tensors["tokens"].shape
-        config: Any = backbone.config
-        uneven = imbalance(layers, config.num_experts_per_tok, tensors["segments"] > 0)
+        uneven = imbalance(layers, model.config.num_experts_per_tok, tensors["segments"] > 0)
         uneven = uneven * targets_of_rows(tensors["at"] // width, rows)
         balance = summed(uneven, torch.arange(rows, device=uneven.device), tensors["sources"])
+        weight = self._balance.weight if learner.backbone.training else 0.0
         return Loss(
             tokens.total + weight * balance.total,
             tokens.by_source + weight * balance.by_source,
@@ -130,15 +152,16 @@ class CausalObjective:
 _WITH_A_LAYER = frozenset({"gpt2", "llama", "mistral", "qwen2", "qwen3"}) | ROUTED
 
 
-def _next_tokens(model: Any, hidden: "Tensor", tensors: Mapping[str, "Tensor"]) -> "Loss":
-    """Cross-entropy at the targets, from hidden states [B, L, D]."""
-    from engine.objectives.vocabulary import target_losses
+def _at_targets(
+    backbone: "nn.Module", tensors: Mapping[str, "Tensor"]
+) -> "tuple[Tensor, nn.Module | None]":
+    """What the layer onto the vocabulary is to see, [T, D], and that layer.
 
-    chosen = hidden.flatten(0, 1).index_select(0, tensors["at"])
-    losses = target_losses(model.get_output_embeddings(), chosen, tensors["labels"])
-    return _shared_out(losses, tensors)
-
-
-def _shared_out(losses: "TargetLosses", tensors: Mapping[str, "Tensor"]) -> "Loss":
-    each, row = (losses.each, losses.hits), tensors["at"] // tensors["tokens"].shape[1]
-    return shared_out(losses.total, each, row, tensors["sources"])
+    Of an architecture that is not known the logits [T, V] and no layer.
+    """
+    model: Any = backbone
+    inputs = isolated_inputs(backbone, tensors)
+    if model.config.model_type in _WITH_A_LAYER:
+        hidden = model.base_model(**inputs)[0].flatten(0, 1)
+        return hidden.index_select(0, tensors["at"]), model.get_output_embeddings()
+    return model(**inputs).logits.flatten(0, 1).index_select(0, tensors["at"]), None

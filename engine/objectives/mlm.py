@@ -16,13 +16,13 @@ from data_pipeline.randomness import generators
 from data_pipeline.rows import Rows
 from engine.isolation import isolated_inputs
 from engine.objectives.pairs import PairsConfig, PairsObjective
-from engine.rows import batch_of, shared_out, stack
+from engine.rows import batch_of, shared, stack
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from engine.objectives.vocabulary import TargetLosses
     from engine.protocols import Architecture, Batch, LearnerModule, Loss, Objective
+    from engine.rows import TargetLosses
 
 
 class MaskedLanguageModelling(Config):
@@ -138,9 +138,19 @@ class MaskedObjective:
 
     def loss(self, learner: "LearnerModule", tensors: Mapping[str, "Tensor"]) -> "Loss":
         """Cross-entropy at the targets; the vocabulary head sees nothing else where it can be."""
-        losses = score(learner.backbone, tensors, first=False).losses
-        each, row = (losses.each, losses.hits), tensors["at"] // tensors["tokens"].shape[1]
-        return shared_out(losses.total, each, row, tensors["sources"])
+        return shared(score(learner.backbone, tensors, first=False).losses, tensors)
+
+    def logits(self, backbone: "nn.Module", tensors: Mapping[str, "Tensor"]) -> "Tensor":
+        """Scores of all tokens at the targets, [T, V]."""
+        seen, output, _ = _at_targets(backbone, tensors, first=False)
+        found: Tensor = seen if output is None else output(seen)
+        return found
+
+    def told(self, logits: "Tensor", labels: "Tensor", tensors: Mapping[str, "Tensor"]) -> "Loss":
+        """Cross-entropy of such scores, with these labels."""
+        from engine.objectives.vocabulary import losses_of
+
+        return shared(losses_of(logits, labels), tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,19 +178,30 @@ def score(backbone: "nn.Module", tensors: Mapping[str, "Tensor"], *, first: bool
     """Score a batch; ``first``: ``Scores.first`` will be asked for."""
     from engine.objectives.vocabulary import losses_of, target_losses
 
+    seen, output, hidden = _at_targets(backbone, tensors, first=first)
+    if output is None:
+        return Scores(losses_of(seen, tensors["labels"]), hidden)
+    return Scores(target_losses(output, seen, tensors["labels"]), hidden)
+
+
+def _at_targets(
+    backbone: "nn.Module", tensors: Mapping[str, "Tensor"], *, first: bool
+) -> "tuple[Tensor, nn.Module | None, Tensor | None]":
+    """What the layer onto the vocabulary is to see, [T, D], and that layer; the hidden states.
+
+    Of an architecture that is not known the logits [T, V] and no layer; and the hidden states are
+    None there, unless ``first``.
+    """
     inputs = isolated_inputs(backbone, tensors)
-    config: Any = backbone.config
-    head = _HEADS.get(config.model_type)
-    if head is None:
-        output = backbone(**inputs, **({"output_hidden_states": True} if first else {}))
-        logits: Tensor = output.logits.flatten(0, 1).index_select(0, tensors["at"])
-        return Scores(
-            losses_of(logits, tensors["labels"]), output.hidden_states[-1] if first else None
-        )
     model: Any = backbone
+    head = _HEADS.get(model.config.model_type)
+    if head is None:
+        whole = model(**inputs, **({"output_hidden_states": True} if first else {}))
+        logits = whole.logits.flatten(0, 1).index_select(0, tensors["at"])
+        return logits, None, whole.hidden_states[-1] if first else None
     hidden: Tensor = model.base_model(**inputs)[0]
     seen = head(model, hidden.flatten(0, 1).index_select(0, tensors["at"]))
-    return Scores(target_losses(model.get_output_embeddings(), seen, tensors["labels"]), hidden)
+    return seen, model.get_output_embeddings(), hidden
 
 
 def _roberta(model: Any, hidden: "Tensor") -> "Tensor":

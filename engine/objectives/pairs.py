@@ -16,7 +16,7 @@ from data_pipeline.example import Example
 from data_pipeline.packing import Packing
 from data_pipeline.randomness import keyed
 from data_pipeline.rows import Rows
-from engine.rows import shared_out, summed, targets_of_rows
+from engine.rows import shared, summed, targets_of_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -114,8 +114,7 @@ class PairsObjective:
         rows, width = tensors["tokens"].shape
         row = tensors["at"] // width
         masked = scores.losses
-        each = (masked.each, masked.hits)
-        tokens = shared_out(masked.total, each, row, tensors["sources"])
+        tokens = shared(masked, tensors)
         pairs = tensors["pairs"]
         targets = targets_of_rows(row, rows)
         head = learner.heads["pair"]

@@ -8,7 +8,6 @@ slower on a CPU (benchmarks/LOG.md).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,21 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from engine.activations import targets_at_once
-
-
-@dataclass(frozen=True, slots=True)
-class TargetLosses:
-    """Cross-entropy of targets.
-
-    Attributes:
-        total: fp32 scalar with gradient, their sum.
-        each: fp32 [T], detached.
-        hits: fp32 [T], detached: 1 where no token has a higher score than the target.
-    """
-
-    total: Tensor
-    each: Tensor
-    hits: Tensor
+from engine.rows import TargetLosses
 
 
 def target_losses(output: nn.Module, hidden: Tensor, labels: Tensor) -> TargetLosses:

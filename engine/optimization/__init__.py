@@ -5,9 +5,33 @@ from typing import Annotated
 from pydantic import Field
 
 from engine.optimization.adamw import AdamW
-from engine.optimization.schedules import Constant, Cosine, Linear
+from engine.optimization.lion import Lion
+from engine.optimization.muon import Muon
+from engine.optimization.schedules import (
+    Constant,
+    Cosine,
+    Infinite,
+    Linear,
+    Triangular,
+    WarmupStableDecay,
+)
 
-OptimizerConfig = AdamW
-ScheduleConfig = Annotated[Linear | Cosine | Constant, Field(discriminator="name")]
+OptimizerConfig = Annotated[AdamW | Lion | Muon, Field(discriminator="name")]
+ScheduleConfig = Annotated[
+    Linear | Cosine | Constant | Triangular | WarmupStableDecay | Infinite,
+    Field(discriminator="name"),
+]
 
-__all__ = ["AdamW", "Constant", "Cosine", "Linear", "OptimizerConfig", "ScheduleConfig"]
+__all__ = [
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "Infinite",
+    "Linear",
+    "Lion",
+    "Muon",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "Triangular",
+    "WarmupStableDecay",
+]

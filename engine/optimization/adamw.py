@@ -1,25 +1,24 @@
 """AdamW: Adam with weight decay apart from the gradient (Loshchilov & Hutter, 2019)."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from configs.schema import Config
+from engine.optimization.settings import OptimizerSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
-    from engine.optimization.penalized import PenalizedAdamW
-    from engine.protocols import WeightAverage, WeightPenalty
+    from engine.optimization.sharded import ShardedOptimizer
+    from engine.protocols import Part, WeightAverage, WeightPenalty
 
 
-class AdamW(Config):
-    """Settings of AdamW; biases and norms are not decayed."""
+class AdamW(OptimizerSettings):
+    """Settings of AdamW; two states a weight."""
 
     name: Literal["adamw"] = "adamw"
-    lr: float = Field(gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.01, ge=0)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
@@ -27,15 +26,41 @@ class AdamW(Config):
     def build(
         self,
         learner: "nn.Module",
-        penalties: Sequence["WeightPenalty"] = (),
+        penalties: "Sequence[WeightPenalty]" = (),
         average: "WeightAverage | None" = None,
-    ) -> "PenalizedAdamW":
+    ) -> "ShardedOptimizer":
         """The optimizer over the learner's trainable parameters."""
-        from engine.optimization.parameter_groups import parameter_groups
-        from engine.optimization.penalized import PenalizedAdamW
+        rule = AdamWRule(self.beta1, self.beta2, self.eps)
+        return self.optimizer(self.groups(learner), {"adamw": rule}, penalties, average)
 
-        groups = parameter_groups(learner, self.weight_decay)
-        betas = (self.beta1, self.beta2)
-        return PenalizedAdamW(
-            groups, self.lr, betas, self.eps, penalties=penalties, average=average
+
+class AdamWRule:
+    """An UpdateRule: torch's fused kernel."""
+
+    keys = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, beta1: float, beta2: float, eps: float) -> None:
+        self._beta1 = beta1
+        self._beta2 = beta2
+        self._eps = eps
+
+    def update(self, parts: "Sequence[Part]", lr: float, weight_decay: float) -> None:
+        """One step of each part."""
+        from torch.optim.adamw import adamw
+
+        adamw(
+            [part.weight for part in parts],
+            [part.gradient for part in parts],
+            [part.states["exp_avg"] for part in parts],
+            [part.states["exp_avg_sq"] for part in parts],
+            [],
+            [part.step for part in parts],
+            fused=True,
+            amsgrad=False,
+            beta1=self._beta1,
+            beta2=self._beta2,
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=self._eps,
+            maximize=False,
         )

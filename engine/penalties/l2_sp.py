@@ -1,13 +1,18 @@
 """L2-SP: stay near the starting point, in squared distance (Li et al., 2018)."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from configs.schema import Config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
     from torch import Tensor
+
+    from engine.protocols import Piece
 
 
 class StartingPoint(Config):
@@ -16,11 +21,22 @@ class StartingPoint(Config):
     Its gradient joins the loss's after clipping, so the logged norm is the loss's alone.
     """
 
+    ON: ClassVar[Literal["weights"]] = "weights"
+
     name: Literal["l2_sp"] = "l2_sp"
     strength: float = Field(0.01, gt=0)
 
-    def build(self) -> "StartingPointPull":
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of the states it adds to each weight."""
+        return StartingPointPull.keys
+
+    def check(self, is_made: "Callable[[str], bool]", locate: "Callable[[str], Path]") -> None:
+        """Nothing: it reads nothing."""
+
+    def build(self, locate: "Callable[[str], Path]") -> "StartingPointPull":
         """The pull that the optimizer applies."""
+        del locate
         return StartingPointPull(self.strength)
 
 
@@ -32,9 +48,15 @@ class StartingPointPull:
     def __init__(self, strength: float) -> None:
         self._strength = strength
 
-    def start(self, parameter: "Tensor", state: dict[str, Any]) -> None:
+    def start(
+        self,
+        parameter: "Tensor",
+        state: dict[str, Any],
+        pieces: "Callable[[], Sequence[Piece]]",
+    ) -> None:
         """Anchor at the present value."""
-        state["l2_sp.anchor"] = parameter.detach().clone()
+        del pieces
+        state["l2_sp.anchor"].copy_(parameter.detach())
 
     def add_gradient(self, parameter: "Tensor", state: dict[str, Any]) -> None:
         """Add ``strength * (parameter - anchor)`` to the gradient."""

@@ -239,12 +239,12 @@ def main(folder: str) -> None:
     with distributed.joined():
         backends = {}
         for kind in KINDS:
-            backends[kind] = backend = backend_of(kind, MovingAverage(decay=DECAY).build())
+            backends[kind] = backend = backend_of(kind, MovingAverage(decay=DECAY).build(1))
             initial = save(backend)
             answers[f"resume {kind}"] = resume(backend, initial)
             load_into(backend, initial, 0)
             answers[f"skip {kind}"] = skip(backend, Path(folder) / f"{kind}.jsonl")
-        alone = backend_of("fp32", MovingAverage(decay=DECAY).build())
+        alone = backend_of("fp32", MovingAverage(decay=DECAY).build(1))
         answers["reshard"] = reshard([*(backends[stage, "fp32"] for stage in (1, 0, 3)), alone])
         if distributed.rank() == 0:
             (Path(folder) / "answers.json").write_text(json.dumps(answers))

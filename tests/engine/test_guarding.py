@@ -101,7 +101,7 @@ def test_bounds_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_plain_torch_skips_and_averages(tmp_path: Path, precision: str) -> None:
     """As on several ranks, which have a test of their own."""
-    backend = worker.backend_of(precision, MovingAverage(decay=worker.DECAY).build())
+    backend = worker.backend_of(precision, MovingAverage(decay=worker.DECAY).build(1))
     initial = worker.save(backend)
     assert all(worker.resume(backend, initial)["again"].values())
     worker.load_into(backend, initial, 0)

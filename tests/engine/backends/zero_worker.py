@@ -221,10 +221,11 @@ def one_after_another(target: str) -> None:
             answers[f"curve {stage} {next(iter(more))}"] = curve(backend, 0, 2)
             parameters = [weakref.ref(p) for p in backend.learner.parameters()]
             cut = [getattr(p, "ds_tensor", None) for p in backend.learner.parameters()]
-            watched = [backend, *backend._state.partitions(), *filter(torch.is_tensor, cut)]
+            held = [partition for partition, _ in backend._state.partitions()]
+            watched = [backend, *held, *filter(torch.is_tensor, cut)]
             left = [weakref.ref(each) for each in watched]
             backend.close()
-            del backend, watched, cut
+            del backend, watched, cut, held
             gc.collect()
             values = sum(p().numel() for p in parameters if p() is not None)
             alive = sum(ref() is not None for ref in left)

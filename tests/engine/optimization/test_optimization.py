@@ -1,5 +1,7 @@
 """Schedules, parameter groups, and AdamW with pulls on any partition."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,8 +11,9 @@ from torch import nn
 
 from configs.errors import RecipeError
 from engine.optimization import AdamW, Constant, Cosine, Linear, ScheduleConfig
+from engine.optimization.adamw import AdamWRule
 from engine.optimization.parameter_groups import parameter_groups
-from engine.optimization.penalized import PenalizedAdamW
+from engine.optimization.sharded import ShardedOptimizer
 from engine.penalties import StartingPoint
 
 
@@ -59,7 +62,7 @@ def test_vectors_do_not_decay():
 
 
 def test_rates_scale_by_the_longest_prefix():
-    groups = parameter_groups(model(), 0.1, {"2": 0.5, "2.bias": 0.25})
+    groups = parameter_groups(model(), 0.1, rates={"2": 0.5, "2.bias": 0.25})
     assert sorted((g["weight_decay"], g["lr_scale"], len(g["params"])) for g in groups) == [
         (0.0, 0.25, 1),
         (0.0, 1.0, 3),
@@ -67,16 +70,17 @@ def test_rates_scale_by_the_longest_prefix():
         (0.1, 1.0, 1),
     ]
     with pytest.raises(RecipeError, match="elsewhere"):
-        parameter_groups(model(), 0.1, {"elsewhere": 2.0})
+        parameter_groups(model(), 0.1, rates={"elsewhere": 2.0})
     with pytest.raises(RecipeError, match="nothing to train"):
         parameter_groups(model().requires_grad_(requires_grad=False), 0.1)
 
 
 def steps_of(parameters: list[nn.Parameter], pull: float, count: int = 5) -> torch.Tensor:
     """The values after steps on the same gradients, however the vector is cut."""
-    penalties = [StartingPoint(strength=pull).build()] if pull else []
+    penalties = [StartingPoint(strength=pull).build(Path)] if pull else []
     groups = [{"params": parameters, "weight_decay": 0.1}]
-    optimizer = PenalizedAdamW(groups, 0.1, (0.9, 0.99), 1e-8, penalties)
+    rules = {"adamw": AdamWRule(0.9, 0.99, 1e-8)}
+    optimizer = ShardedOptimizer(groups, 0.1, rules, penalties)
     for step in range(count):
         gradient = torch.randn(12, generator=torch.Generator().manual_seed(step))
         for piece, part in zip(parameters, gradient.split(len(parameters[0])), strict=True):
@@ -108,10 +112,10 @@ def test_the_pull_is_the_gradient_of_the_squared_distance():
 
 
 def test_penalties_keys_are_part_of_the_state():
-    pull = StartingPoint().build()
+    pull = StartingPoint().build(Path)
     optimizer = AdamW(lr=0.1).build(model(), [pull])
     assert optimizer.state_keys == ("exp_avg", "exp_avg_sq", "l2_sp.anchor")
     weight = optimizer.param_groups[0]["params"][0]
-    state = optimizer.create_state(weight, 4)
+    state = optimizer.create_state(weight, 0, 4)
     assert float(state["step"]) == 4
     assert all(state[key].shape == weight.shape for key in optimizer.state_keys)

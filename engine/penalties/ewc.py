@@ -1,0 +1,143 @@
+"""EWC: stay near a point, in the directions that mattered there (Kirkpatrick et al., 2017).
+
+How much each weight mattered is the diagonal of the Fisher information, which the stage ``fisher``
+estimates. For one running sum of several (online EWC, Schwarz et al., 2018) give that stage
+``online``; several apart are given here, each with its own anchor.
+"""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from configs.errors import CheckpointError, DataError
+from configs.schema import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from engine.checkpoint.store import FragmentStore
+    from engine.protocols import Piece
+
+FISHER = "fisher"
+"""The key of the importances in what the stage ``fisher`` saves, and its folder there."""
+_HEADS = "heads."
+
+
+class ElasticWeights(Config):
+    """``strength / 2`` times the sum over tasks and weights of importance x squared distance.
+
+    Importances are those of one target's loss, so that 1.0 weighs an old target as much as a new
+    one, for small distances. The gradient joins the loss's after clipping.
+    """
+
+    ON: ClassVar[Literal["weights"]] = "weights"
+
+    name: Literal["ewc"] = "ewc"
+    strength: float = Field(1.0, gt=0)
+    fisher: str | tuple[str, ...] = Field(
+        description="location of a stage `fisher`, or of several", min_length=1
+    )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of the states it adds to each weight."""
+        return ElasticPull.keys
+
+    @property
+    def locations(self) -> tuple[str, ...]:
+        """Where the importances lie."""
+        return (self.fisher,) if isinstance(self.fisher, str) else self.fisher
+
+    def check(self, is_made: "Callable[[str], bool]", locate: "Callable[[str], Path]") -> None:
+        """DataError where a location has been made and holds no importances."""
+        for location in self.locations:
+            if is_made(location):
+                newest_importances(locate(location), location)
+
+    def build(self, locate: "Callable[[str], Path]") -> "ElasticPull":
+        """The pull that the optimizer applies; CheckpointError if importances are damaged."""
+        from engine.checkpoint import open_checkpoint
+
+        folders = [newest_importances(locate(location), location) for location in self.locations]
+        return ElasticPull(self.strength, [open_checkpoint(one).store() for one in folders])
+
+
+def newest_importances(stage: "Path", location: str) -> "Path":
+    """The checkpoint of importances in a stage's folder; DataError if there is none."""
+    from engine.checkpoint.save import step_folders
+
+    found = step_folders(stage / FISHER) if (stage / FISHER).is_dir() else []
+    if not found:
+        msg = (
+            f"penalty ewc: {location}: no importances at {stage / FISHER}; expected the folder of "
+            "a finished stage of kind fisher"
+        )
+        raise DataError(msg)
+    return found[0]
+
+
+class ElasticPull:
+    """A WeightPenalty: the sum of the importances, and the anchor that they have together.
+
+    A sum of parabolas is one parabola around their weighted mean, and a constant.
+    """
+
+    keys = ("ewc.importance", "ewc.anchor")
+
+    def __init__(self, strength: float, stores: "Sequence[FragmentStore]") -> None:
+        self._strength = strength
+        self._stores = tuple(stores)
+
+    def start(
+        self,
+        parameter: "Tensor",
+        state: dict[str, Any],
+        pieces: "Callable[[], Sequence[Piece]]",
+    ) -> None:
+        """Read importances and anchors of what the partition holds.
+
+        Raises:
+            CheckpointError: a weight of the backbone is not among them, or has another shape.
+        """
+        importance = state["ewc.importance"].view(-1)
+        anchor = state["ewc.anchor"].view(-1)
+        anchor.copy_(parameter.detach().reshape(-1))
+        for piece in pieces():
+            here = slice(piece.offset, piece.offset + piece.length)
+            weighted = importance[here].double()
+            for store in self._stores:
+                if piece.name.startswith(_HEADS) and not store.has(piece.name, FISHER):
+                    # A head that the old tasks did not know is free.
+                    continue
+                _require_shape(store, piece)
+                own = store.read(piece.name, FISHER, piece.start, piece.length)
+                at = store.read(piece.name, "fp32", piece.start, piece.length)
+                importance[here] += own.to(importance)
+                weighted += (own.double() * at.double()).to(weighted)
+            known = importance[here] > 0
+            mean = (weighted / importance[here].double()).to(anchor.dtype)
+            anchor[here] = mean.where(known, anchor[here])
+
+    def add_gradient(self, parameter: "Tensor", state: dict[str, Any]) -> None:
+        """Add ``strength * importance * (parameter - anchor)`` to the gradient."""
+        gap = parameter.detach() - state["ewc.anchor"]
+        if parameter.grad is not None:
+            parameter.grad.addcmul_(gap, state["ewc.importance"], value=self._strength)
+
+
+def _require_shape(store: "FragmentStore", piece: "Piece") -> None:
+    if not store.has(piece.name, FISHER):
+        msg = (
+            f"penalty ewc: {store.folder} has no importance of '{piece.name}'; its stage must have "
+            "trained the same parameters of the same model (an adaptation adds others)"
+        )
+        raise CheckpointError(msg)
+    if store.shape(piece.name) != piece.shape:
+        msg = (
+            f"penalty ewc: {store.folder}: '{piece.name}' has shape {store.shape(piece.name)}, in "
+            f"this model {piece.shape}; the importances are of another model"
+        )
+        raise CheckpointError(msg)

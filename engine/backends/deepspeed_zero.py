@@ -265,7 +265,8 @@ class DeepSpeedBackend:
         self._optimizer.state.clear()
         if wanted:
             for partition, group in self._state.partitions():
-                self._optimizer.create_state(partition, group, taken)
+                rule = self._optimizer.param_groups[group]["rule"]
+                self._optimizer.create_state(partition, rule, taken)
         for piece in self._state.held():
             piece.tensor.copy_(read(piece.name, piece.key, piece.start, piece.tensor.numel()))
         self._state.refresh()

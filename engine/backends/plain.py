@@ -234,9 +234,9 @@ class PlainBackend:
         wanted = self._passes.wanted_keys(keys, self._optimizer.state_keys, taken)
         self._optimizer.state.clear()
         if wanted:
-            for number, group in enumerate(self._optimizer.param_groups):
+            for group in self._optimizer.param_groups:
                 for master in group["params"]:
-                    self._optimizer.create_state(master, number, taken)
+                    self._optimizer.create_state(master, group["rule"], taken)
         for piece in self.fragments():
             piece.tensor.copy_(read(piece.name, piece.key, piece.start, piece.tensor.numel()))
         self._refresh()

@@ -34,7 +34,7 @@ class ZeroState(ABC):
 
     @abstractmethod
     def partitions(self) -> list[tuple["Tensor", int]]:
-        """The tensors that the optimizer steps on, on this rank, and the group of each."""
+        """The tensors that the optimizer steps on, on this rank, and each one's group's number."""
 
     @abstractmethod
     def shares(self) -> Iterator[Piece]:
@@ -70,7 +70,7 @@ class ZeroState(ABC):
                 if sum(prod(each.shape) for each in cut) >= GATHERED:
                     self._turn_cut(cut, given, made, turn)
                     cut = []
-            else:
+            elif piece.length:
                 own = slice(piece.offset, piece.offset + piece.length)
                 made[own] = turn(given[own].view(piece.shape)).reshape(-1)
         if cut:

@@ -82,14 +82,14 @@ class ShardedOptimizer(torch.optim.Optimizer):
     def _average_keys(self) -> tuple[str, ...]:
         return self._average.keys if self._average else ()
 
-    def create_state(self, parameter: Tensor, group: int, steps: int) -> dict[str, Any]:
+    def create_state(self, parameter: Tensor, rule: str, steps: int) -> dict[str, Any]:
         """The full state of a parameter that has made ``steps`` steps, its tensors to be filled.
 
-        ``group``: the number of its group, which says by which rule it is updated.
+        ``rule``: that of its group.
         """
         state: dict[str, Any] = self.state[parameter]
         state["step"] = torch.tensor(float(steps), dtype=torch.float32, device=parameter.device)
-        own = self._rules[self.param_groups[group]["rule"]].keys
+        own = self._rules[rule].keys
         for key in (*own, *self._pull_keys, *self._average_keys):
             if key not in state:
                 # An average moves by less than a low-precision weight could tell.
@@ -105,12 +105,12 @@ class ShardedOptimizer(torch.optim.Optimizer):
         del closure
         if self.permit is not None and not self.permit():
             return None
-        for number, group in enumerate(self.param_groups):
+        for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     # A flat partition cannot tell that from a gradient of zero, so nobody does.
                     parameter.grad = torch.zeros_like(parameter)
-                self._start(parameter, number)
+                self._start(parameter, group["rule"])
                 for penalty in self._penalties:
                     penalty.add_gradient(parameter, self.state[parameter])
             self._update(group)
@@ -118,11 +118,11 @@ class ShardedOptimizer(torch.optim.Optimizer):
                 self._average.update(parameter, self.state[parameter])  # type: ignore[union-attr]  # asked above
         return None
 
-    def _start(self, parameter: Tensor, group: int) -> None:
+    def _start(self, parameter: Tensor, rule: str) -> None:
         """All state, before the parameter's first step."""
         if self.state[parameter]:
             return
-        state = self.create_state(parameter, group, 0)
+        state = self.create_state(parameter, rule, 0)
         for penalty in self._penalties:
             penalty.start(parameter, state, lambda: self.pieces_of(parameter))
         if self._average:

@@ -116,6 +116,6 @@ def test_penalties_keys_are_part_of_the_state():
     optimizer = AdamW(lr=0.1).build(model(), [pull])
     assert optimizer.state_keys == ("exp_avg", "exp_avg_sq", "l2_sp.anchor")
     weight = optimizer.param_groups[0]["params"][0]
-    state = optimizer.create_state(weight, 0, 4)
+    state = optimizer.create_state(weight, "adamw", 4)
     assert float(state["step"]) == 4
     assert all(state[key].shape == weight.shape for key in optimizer.state_keys)

@@ -29,7 +29,7 @@ class FinetuneStage(StageConfig):
     one cell after the other. Finished cells are not run again.
     """
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     RUNS: ClassVar[Runs] = "ranks"
     REDRAWN: ClassVar[frozenset[str]] = frozenset({deepspeed_facts.MICRO_BATCH})
     KEPT: ClassVar[frozenset[str]] = frozenset({"cells/*.json"})

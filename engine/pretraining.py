@@ -42,7 +42,7 @@ class ValidationConfig(Config):
 class PretrainStage(StageConfig):
     """Continued pretraining (or pretraining from random weights) of one model on one mixture."""
 
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
     RUNS: ClassVar[Runs] = "ranks"
     UNKEYED: ClassVar[frozenset[str]] = frozenset(
         {

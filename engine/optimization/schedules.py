@@ -65,7 +65,7 @@ class _WarmedUp(Config, ABC):
         """
         rising = self.warmup_steps(steps)
         if step < rising:
-            return self.begin + (1 - self.begin) * (step + 1) / rising
+            return 1 - (1 - self.begin) * (rising - step - 1) / rising
         return self._after(step - rising, steps - rising, steps)
 
     @abstractmethod

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.backends import Plain
+from engine.fisher import SquaredGradients
 from tests.engine import techniques_worker as worker
 from tests.engine import tiny
 from tests.engine.backends.zero_cases import curve, load, mine, save
@@ -92,6 +93,18 @@ def answers(
     assert {rank.code for rank in ended} == {0}, logs
     found: dict[str, dict[str, Any]] = json.loads(target.read_text())
     return found
+
+
+@pytest.mark.processes
+def test_importances_are_the_same_at_every_stage(answers, tmp_path):
+    config = {"train_batch_size": 8, "gradient_clipping": 0.0}
+    plain = Plain(config=config).build(worker.sampled(tmp_path, "bert_tiny"), SquaredGradients())
+    worker.look(plain, 0)
+    worker.look(plain, 1)
+    values = save(plain).values
+    expected = {f"{name}|{key}": float(v.double().norm()) for (name, key), v in values.items()}
+    for stage in worker.STAGES:
+        assert answers[f"importances {stage}"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.processes

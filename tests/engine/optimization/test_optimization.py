@@ -4,49 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from configs.errors import RecipeError
-from engine.optimization import AdamW, Constant, Cosine, Linear, ScheduleConfig
+from engine.optimization import AdamW
 from engine.optimization.adamw import AdamWRule
 from engine.optimization.parameter_groups import parameter_groups
 from engine.optimization.sharded import ShardedOptimizer
 from engine.penalties import StartingPoint
-
-
-@given(
-    kind=st.sampled_from([Linear, Cosine, Constant]),
-    steps=st.integers(1, 300),
-    warmup=st.floats(0, 0.99),
-)
-def test_a_schedule_rises_once_and_falls_once(kind, steps, warmup):
-    schedule = kind(warmup=warmup)
-    rates = [schedule.factor(step, steps) for step in range(steps)]
-    rising = schedule.warmup_steps(steps)
-    assert all(0 < rate <= 1 for rate in rates)
-    assert rates[:rising] == sorted(rates[:rising])
-    assert rates[rising:] == sorted(rates[rising:], reverse=True)
-    assert rising == 0 or rates[rising - 1] == 1
-
-
-def test_schedules_at_known_points():
-    linear = Linear(warmup=2, end=0.2)
-    assert [linear.factor(s, 6) for s in range(6)] == pytest.approx([0.5, 1, 1, 0.8, 0.6, 0.4])
-    assert Cosine().factor(5, 10) == pytest.approx(0.5)
-    assert Constant(warmup=0.5).factor(0, 4) == 0.5
-
-
-def test_warmup_is_a_share_or_a_number_of_steps():
-    read = TypeAdapter(ScheduleConfig).validate_python
-    assert read({"name": "linear", "warmup": 0.1}).warmup_steps(50) == 5
-    assert read({"name": "linear", "warmup": 7}).warmup_steps(50) == 7
-    with pytest.raises(ValidationError, match="neither a share below 1"):
-        read({"name": "linear", "warmup": 1.5})
-    with pytest.raises(RecipeError, match="warmup of 7 steps in a run of 5"):
-        Linear(warmup=7).factor(0, 5)
 
 
 def model() -> nn.Module:

@@ -1,0 +1,76 @@
+"""Distillation against direct computations, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.errors import RecipeError
+from engine.learner import Learner
+from engine.objectives import CausalLanguageModelling
+from engine.objectives.routing import RouterBalance
+from engine.penalties import Distillation
+from engine.penalties.distillation import DistilledObjective, divergence
+from tests.engine import tiny
+
+SHAPES = ("bert_tiny", "modernbert_tiny", "gpt2_tiny")
+
+
+def distilled(folder: Path, shape: str, **settings: float) -> Learner:
+    own, other = tiny.learner(folder, shape), tiny.learner(folder, shape).backbone
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.3)
+    config = Distillation(teacher="other", **settings)
+    return Learner(own.backbone, DistilledObjective(config, own.objective, lambda: other))
+
+
+def test_the_divergence_is_kullbacks_and_leiblers():
+    rng = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(5, 9, generator=rng), torch.randn(5, 9, generator=rng)
+    p, q = (theirs / 2).softmax(1), (ours / 2).softmax(1)
+    direct = (p * (p / q).log()).sum(1) * 4
+    torch.testing.assert_close(divergence(ours, theirs, 2.0), direct)
+    torch.testing.assert_close(divergence(ours, ours, 2.0), torch.zeros(5))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_loss_is_the_tokens_and_the_weighted_divergence(tmp_path, shape):
+    learner = distilled(tmp_path, shape, strength=3.0, temperature=1.5)
+    goal = learner.objective
+    batch = goal.collate(tiny.examples(0, 4), 5, 2)
+    plain = tiny.learner(tmp_path, shape)
+    plain.backbone.load_state_dict(learner.backbone.state_dict())
+    total, by_source, measures = learner(batch.tensors)
+    torch.testing.assert_close(by_source.sum(), total.detach())
+    told = dict(zip(goal.measures, measures.sum(1), strict=True))
+    tokens = plain(batch.tensors)[0]
+    torch.testing.assert_close(told["token_loss"], tokens.detach(), rtol=1e-5, atol=1e-5)
+    assert told["divergence"] > 0.01
+    torch.testing.assert_close(total, tokens + 3.0 * told["divergence"], rtol=1e-5, atol=1e-4)
+    # What an evaluation compares with other runs is the tokens' loss.
+    learner.eval()
+    torch.testing.assert_close(learner(batch.tensors)[0], tokens, rtol=1e-5, atol=1e-5)
+
+
+def test_the_teacher_is_frozen_and_never_drops_out(tmp_path):
+    learner = distilled(tmp_path, "bert_tiny")
+    teacher = learner.heads["teacher"]
+    learner.train()
+    assert learner.backbone.training
+    assert not any(module.training for module in teacher.modules())
+    learner(learner.objective.collate(tiny.examples(0, 2), 5, 2).tensors)[0].backward()
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+
+
+def test_what_has_no_predictions_to_compare_is_refused(tmp_path):
+    config = Distillation(teacher="other")
+    balanced = CausalLanguageModelling(balance=RouterBalance()).build(tiny.SPECIAL, tiny.VOCABULARY)
+    with pytest.raises(RecipeError, match="mlm without pairs, or clm without balance"):
+        config.around(balanced, Path, shared_rows=True)
+    own = tiny.learner(tmp_path, "bert_tiny")
+    narrow = tiny.learner(tmp_path / "narrow", "bert_tiny").backbone
+    narrow.resize_token_embeddings(32)
+    objective = DistilledObjective(config, own.objective, lambda: narrow)
+    with pytest.raises(RecipeError, match="a vocabulary of 32, this model of 64"):
+        Learner(own.backbone, objective)

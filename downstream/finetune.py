@@ -11,6 +11,7 @@ from configs.stage import Runs, StageConfig, StageContext
 from downstream.heads import Head, LinearHead
 from downstream.records import read_json
 from downstream.tasks.rows import TaskData
+from engine.adaptation import AdaptationConfig, FullTraining
 from engine.backends import BackendConfig
 from engine.models import PretrainedModel
 from engine.optimization import OptimizerConfig, ScheduleConfig
@@ -40,6 +41,9 @@ class FinetuneStage(StageConfig):
     seeds: tuple[int, ...] = Field(min_length=2, description="the same for every arm")
     length: int = Field(128, ge=4, description="tokens a text is cut at, special ones included")
     head: Head = LinearHead()
+    adaptation: AdaptationConfig = Field(
+        FullTraining(), description="of every arm alike; the head always trains"
+    )
     epochs: PositiveInt = 3
     optimizer: OptimizerConfig
     schedule: ScheduleConfig

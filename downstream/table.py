@@ -99,12 +99,13 @@ class Table:
 
         model = PretrainedModel(location=self._config.arms[cell.arm])
         loaded = model.build(self._context.locate, "encoder", cell.seed, shared_rows=False)
-        require_positions(loaded.model, self._config.length, f"fine-tuning arm '{cell.arm}'")
+        backbone = self._config.adaptation.build(cell.seed).apply(loaded.model)
+        require_positions(backbone, self._config.length, f"fine-tuning arm '{cell.arm}'")
         kind = precision(read_deepspeed(self._config.backend.config))
-        quicken(loaded.model, distributed.device(), kind, self._config.length)
+        quicken(backbone, distributed.device(), kind, self._config.length)
         head, classes = self._config.head, len(self._data.labels)
         objective = Classification(head, classes, padding_id(loaded.tokenizer), cell.seed)
-        learner = Learner(loaded.model, objective)
+        learner = Learner(backbone, objective)
         backend = self._config.backend.build(learner, self._config.optimizer, (), cell.seed)
         return backend, objective, loaded.tokenizer
 

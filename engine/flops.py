@@ -5,10 +5,10 @@ only for targets, experts' only of those used; attention 12*L*d*s for encoders, 
 decoders.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.parameter_shapes import ModelShape, Weight, low_rank
+from engine.parameter_shapes import ModelShape, Weight
+from engine.trained_part import TrainedPart
 
 _FORWARD, _INPUT, _WEIGHT = 2, 2, 2
 """For each weight and token: the forward pass, the input's gradient, the weight's own."""
@@ -22,27 +22,29 @@ class Cost:
     target: float
 
 
-@dataclass(frozen=True, slots=True)
-class Updates:
-    """Low-rank updates beside frozen weights; see ``parameter_shapes.low_rank``."""
-
-    rank: int
-    targets: Sequence[str] | None = None
-
-
-def training_flops(shape: ModelShape, length: int, updates: Updates | None = None) -> Cost:
-    """Of a model on rows of ``length`` tokens; ``updates`` None: all of it trains."""
-    each = _FORWARD + _INPUT + (_WEIGHT if updates is None else 0)
-    token = sum(each * _applied(shape, weight) for weight in shape.weights if not weight.head)
-    target = sum(each * _applied(shape, weight) for weight in shape.weights if weight.head)
+def training_flops(shape: ModelShape, length: int, part: TrainedPart | None = None) -> Cost:
+    """Of a model on rows of ``length`` tokens; ``part`` None: all of it trains."""
+    whole = _FORWARD + _INPUT + _WEIGHT
+    added = () if part is None else part.added
+    each = {weight.name: whole for weight in (*shape.weights, *added)}
+    if part is not None:
+        each |= {weight.name: _passes(weight, part) for weight in shape.weights}
+    token = target = 0.0
+    for weight in (*shape.weights, *added):
+        cost = each[weight.name] * _applied(shape, weight)
+        token, target = (token, target + cost) if weight.head else (token + cost, target)
     if shape.output is not None:
         output = next(weight for weight in shape.weights if weight.name == shape.output)
-        target += 0 if output.head else each * output.numel
-    if updates is not None:
-        for weight, values in low_rank(shape, updates.rank, updates.targets):
-            cost = (_FORWARD + _INPUT + _WEIGHT) * values
-            token, target = (token, target + cost) if weight.head else (token + cost, target)
+        # A table that is looked up below, and multiplied with on top, where a gradient passes.
+        target += 0 if output.head else max(each[output.name], _FORWARD + _INPUT) * output.numel
     return Cost(token + 3 * _attention(shape, length), target)
+
+
+def _passes(weight: Weight, part: TrainedPart) -> int:
+    """FLOPs a token for each value of one of the model's own matrices."""
+    if weight.name in part.trained:
+        return _FORWARD + _INPUT + _WEIGHT
+    return _FORWARD if weight.name in part.passed else _FORWARD + _INPUT
 
 
 def recomputed_flops(shape: ModelShape, length: int, every: int) -> float:

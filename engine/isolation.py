@@ -22,6 +22,9 @@ _alone: set[str] = set()
 
 _FIRST = "_onward_first_position"
 
+PROMPT = "soft_prompt"
+"""A module of base models that have learned embeddings in front of the text."""
+
 
 def isolated_inputs(backbone: "nn.Module", tensors: Mapping[str, "Tensor"]) -> dict[str, Any]:
     """Keyword arguments for a transformers model's forward.
@@ -39,20 +42,44 @@ def isolated_inputs(backbone: "nn.Module", tensors: Mapping[str, "Tensor"]) -> d
 
     config: Any = backbone.config
     inputs: dict[str, Any] = {"input_ids": tensors["tokens"]}
+    segments, positions = _behind_prompt(backbone, tensors["segments"], tensors["positions"])
     if config.model_type in _alone:
-        inputs["attention_mask"] = (tensors["segments"] > 0).long()
+        inputs["attention_mask"] = (segments > 0).long()
     elif config._attn_implementation == attention.NAME:
         length = tensors["tokens"].shape[1]
         inputs["documents"] = attention.documents_of(tensors[BOUNDS], length)
-        inputs["position_ids"] = tensors["positions"] + first_position(backbone)
+        inputs["position_ids"] = positions + first_position(backbone)
     else:
-        inputs["attention_mask"] = attention_mask(config, tensors["segments"])
-        inputs["position_ids"] = tensors["positions"] + first_position(backbone)
+        inputs["attention_mask"] = attention_mask(config, segments)
+        inputs["position_ids"] = positions + first_position(backbone)
     if "parts" in tensors and getattr(config, "type_vocab_size", 1) > 1:
         inputs["token_type_ids"] = tensors["parts"]
     if is_causal(config):
         inputs["use_cache"] = False
     return inputs
+
+
+def prompt_length(backbone: "nn.Module") -> int:
+    """Learned embeddings that a base model puts in front of each row; it hides them again."""
+    prompt = getattr(getattr(backbone, "base_model", backbone), PROMPT, None)
+    return 0 if prompt is None else int(prompt.length)
+
+
+def _behind_prompt(
+    backbone: "nn.Module", segments: "Tensor", positions: "Tensor"
+) -> "tuple[Tensor, Tensor]":
+    """Segments and positions [B, P + L] of a row that begins with P learned embeddings.
+
+    They belong to the row's document; it is the only one.
+    """
+    import torch
+
+    ahead = prompt_length(backbone)
+    if not ahead:
+        return segments, positions
+    own = torch.arange(ahead, device=positions.device).expand(positions.shape[0], -1)
+    first = segments[:, :1].expand(-1, ahead)
+    return torch.cat([first, segments], 1), torch.cat([own, positions + ahead], 1)
 
 
 def is_causal(config: Any) -> bool:
@@ -108,9 +135,14 @@ def _find_first_position(backbone: "nn.Module") -> int:
 
 
 def longest_document(backbone: "nn.Module") -> int | None:
-    """The most tokens whose positions the model knows; None where nothing limits it."""
+    """The most tokens whose positions the model knows; None where nothing limits it.
+
+    A soft prompt takes some of them.
+    """
     rows = getattr(backbone.config, "max_position_embeddings", None)
-    return None if rows is None else int(rows) - first_position(backbone)
+    if rows is None:
+        return None
+    return int(rows) - first_position(backbone) - prompt_length(backbone)
 
 
 def require_positions(backbone: "nn.Module", length: int, what: str) -> None:

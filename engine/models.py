@@ -88,6 +88,9 @@ class RandomModel(Config):
         """DataError unless the tokenizer is the one the shards were made with."""
         check_tokenizer(self.tokenizer, is_made, locate, sha256)
 
+    def check_rows(self, is_made: IsMade, locate: Locate, *, shared_rows: bool) -> None:
+        """Fresh weights carry no additions."""
+
 
 class PretrainedModel(Config):
     """A model from a local transformers folder, an earlier stage's export, or the hub."""
@@ -99,16 +102,18 @@ class PretrainedModel(Config):
     def build(
         self, locate: Locate, architecture: "Architecture", seed: int, *, shared_rows: bool = True
     ) -> LoadedModel:
-        """Its weights; a head it has not got is made afresh, keyed by ``seed``.
+        """Its weights, and what adaptations added to it; a head it has not got is made afresh.
 
-        ``shared_rows``: documents will stand beside others in a row.
+        ``seed`` keys that; ``shared_rows``: documents will stand beside others in a row.
 
         Raises:
-            RecipeError: the model cannot serve the architecture.
+            RecipeError: the model cannot serve the architecture, or not with shared rows.
             CheckpointError: an export there is damaged.
             DataError: nothing loadable there, weights of the backbone missing, or a tokenizer
                 with more tokens than the model has embeddings.
         """
+        from engine.adaptation.additions import restore_additions
+
         where = self.tokenizer or self.location
         for location in {self.location, where}:
             _require_intact(resolve(location, locate))
@@ -125,6 +130,9 @@ class PretrainedModel(Config):
                 ", ".join(fresh),
             )
         finished = _finished(model, tokenizer, where, shared_rows=shared_rows)
+        if not is_hub_name(self.location):
+            _require_alone(Path(source), shared_rows=shared_rows)
+            restore_additions(finished.model, Path(source))
         return finished._replace(fresh=fresh)
 
     def check(self, is_made: IsMade, locate: Locate) -> None:
@@ -136,6 +144,11 @@ class PretrainedModel(Config):
     def check_tokenizer(self, is_made: IsMade, locate: Locate, sha256: str) -> None:
         """DataError unless the tokenizer is the one the shards were made with."""
         check_tokenizer(self.tokenizer or self.location, is_made, locate, sha256)
+
+    def check_rows(self, is_made: IsMade, locate: Locate, *, shared_rows: bool) -> None:
+        """RecipeError if what adaptations added to the model does not go with such rows."""
+        if is_made(self.location) and not is_hub_name(self.location):
+            _require_alone(locate(self.location), shared_rows=shared_rows)
 
 
 ModelConfig = Annotated[RandomModel | PretrainedModel, Field(discriminator="name")]
@@ -189,6 +202,18 @@ def _require_intact(source: str) -> None:
         found = "\n  ".join(problems)
         msg = f"{folder}: this export is damaged; restore it, or --redo its stage:\n  {found}"
         raise CheckpointError(msg)
+
+
+def _require_alone(folder: Path, *, shared_rows: bool) -> None:
+    """RecipeError for a model with a soft prompt where rows hold several documents."""
+    from engine.adaptation.additions import adds_to
+
+    if shared_rows and "prompt" in adds_to(folder):
+        msg = (
+            f"model {folder}: it carries a soft prompt, which stands before a row and not before "
+            "each of its documents; give packing: {name: single}"
+        )
+        raise RecipeError(msg)
 
 
 def _check_location(location: str, is_made: IsMade, locate: Locate) -> None:

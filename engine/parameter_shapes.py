@@ -49,7 +49,8 @@ class Sizes:
         ffn: width between the two matrices of a feed-forward layer.
         ffn_matrices: 2, or 3 where a gate is multiplied in.
         heads: of attention.
-        queries: the widths of all heads' together; keys and values may be fewer.
+        queries: the widths of all heads' together; ``keys``: of keys, or of values, which may be
+            fewer.
         experts: feed-forward layers a token passes through at each depth.
         dropout: rate of the hidden states'.
     """
@@ -61,6 +62,7 @@ class Sizes:
     ffn_matrices: int
     heads: int
     queries: int
+    keys: int
     experts: int
     dropout: float
 
@@ -367,12 +369,12 @@ def _sizes(values: Values, kind: str) -> Sizes:
     if kind == "gpt2":
         width, heads = values["n_embd"], values["n_head"]
         inner, layers = values["n_inner"] or 4 * width, values["n_layer"]
-        dropout, queries = values["resid_pdrop"], width
+        dropout, queries, keys = values["resid_pdrop"], width, width
     else:
         width, heads = values["hidden_size"], values["num_attention_heads"]
         inner, layers = values["intermediate_size"], values["num_hidden_layers"]
         dropout = values.get("hidden_dropout_prob", values.get("mlp_dropout", 0.0))
-        queries, _ = _attention_widths(values)
+        queries, keys = _attention_widths(values)
     return Sizes(
         hidden=width,
         layers=layers,
@@ -381,15 +383,14 @@ def _sizes(values: Values, kind: str) -> Sizes:
         ffn_matrices=2 if kind == "gpt2" or "type_vocab_size" in _DEFAULTS[kind] else 3,
         heads=heads,
         queries=queries,
+        keys=keys,
         experts=values.get("num_experts_per_tok", 1) if kind == "mixtral" else 1,
         dropout=dropout,
     )
 
 
-def low_rank(
-    shape: ModelShape, rank: int, targets: Sequence[str] | None
-) -> Iterator[tuple[Weight, int]]:
-    """The linear layers that LoRA wraps, and how many values it adds to each.
+def low_rank(shape: ModelShape, rank: int, targets: Sequence[str] | None) -> Iterator[Weight]:
+    """The two matrices that LoRA adds beside each linear layer that it wraps.
 
     Args:
         shape: of the model; the matrix onto the vocabulary is left out, as in peft.
@@ -401,4 +402,6 @@ def low_rank(
             continue
         module = weight.name.removesuffix(".weight")
         if targets is None or any(module == t or module.endswith(f".{t}") for t in targets):
-            yield weight, rank * sum(weight.linear)
+            inside, out = weight.linear
+            yield Weight(f"{module}.lora_A.weight", (rank, inside), head=weight.head)
+            yield Weight(f"{module}.lora_B.weight", (out, rank), head=weight.head)

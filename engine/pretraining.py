@@ -104,7 +104,22 @@ class PretrainStage(StageConfig):
                 f"penalties: {twice[0]} is given twice; give it once, with the sum of its strengths"
             )
             raise ValueError(msg)
+        self._prompt_fits()
         return self
+
+    def _prompt_fits(self) -> None:
+        if self.adaptation.name != "prompt":
+            return
+        if self.data.packing.SHARES_ROWS:
+            msg = (
+                f"adaptation prompt stands before a row, but packing {self.data.packing.name} puts "
+                "several documents into one; give data.packing: {name: single}, or adaptation "
+                "prefix"
+            )
+            raise ValueError(msg)
+        if getattr(self.objective, "balance", None) is not None:
+            msg = "objective.balance counts the tokens of rows, not a prompt's; leave it out"
+            raise ValueError(msg)
 
     def run(self, context: StageContext) -> str:
         """Train to the end of the budget, export, and return the digest of what was exported."""
@@ -135,6 +150,8 @@ class PretrainStage(StageConfig):
         self.model.check(context.is_made, context.locate)
         for penalty in self.penalties:
             penalty.check(context.is_made, context.locate)
+        shared = self.data.packing.SHARES_ROWS
+        self.model.check_rows(context.is_made, context.locate, shared_rows=shared)
         for location in self.held_out().values():
             if context.is_made(location):
                 shards.find_shards(location, context.locate)

@@ -218,7 +218,17 @@ class Adaptation(Protocol):
         ...
 
     def merge(self, backbone: "nn.Module") -> "nn.Module":
-        """The plain transformers model again, additions folded in; for export."""
+        """The plain transformers model again, for export; what cannot be folded in stays with it.
+
+        See ``engine.adaptation.additions``.
+        """
+        ...
+
+    def files(self, backbone: "nn.Module") -> Mapping[str, bytes]:
+        """What it learned by itself, in another library's form: path in the export -> content.
+
+        Asked before ``merge``.
+        """
         ...
 
 

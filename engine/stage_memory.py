@@ -10,10 +10,10 @@ from configs.devices import Device, host_memory
 from configs.errors import RecipeError, ResourceError
 from engine import choosing, compilation
 from engine.activations import Rows, activations
-from engine.adaptation import FullTraining
+from engine.adaptation import FullTraining, Prompt
 from engine.choosing import JobOf, Option, Split
 from engine.layout import layout_of
-from engine.parameter_shapes import ModelShape, low_rank, model_shape
+from engine.parameter_shapes import ModelShape, model_shape
 from engine.planner import Job, Weights
 
 if TYPE_CHECKING:
@@ -30,16 +30,17 @@ def architecture(stage: "PretrainStage") -> "Architecture":
 
 
 def weights_of(stage: "PretrainStage", shape: ModelShape) -> Weights:
-    """What trains and what does not; a head made afresh beside LoRA is not foreseen."""
+    """What trains and what does not; a head made afresh beside frozen weights is not foreseen."""
     if isinstance(stage.adaptation, FullTraining):
         return whole(shape)
-    rank = stage.adaptation.rank
-    updates = [
-        rank * side
-        for weight, _ in low_rank(shape, rank, stage.adaptation.targets)
-        for side in weight.linear or ()
-    ]
-    return Weights(tuple(updates), (), tuple(weight.numel for weight in shape.weights))
+    part = stage.adaptation.counted(shape)
+    own = [weight for weight in shape.weights if weight.name in part.trained]
+    trained = [*own, *part.added]
+    return Weights(
+        tuple(weight.numel for weight in trained if len(weight.shape) > 1),
+        tuple(weight.numel for weight in trained if len(weight.shape) == 1),
+        tuple(weight.numel for weight in shape.weights if weight.name not in part.trained),
+    )
 
 
 def whole(shape: ModelShape) -> Weights:
@@ -91,17 +92,23 @@ def rows_of(
     stage: "PretrainStage", values: Mapping[str, Any], split: Split, device: Device
 ) -> Rows:
     """A micro-batch, as activations see it."""
-    length = stage.data.length
+    length = row_length(stage)
     return Rows(
         split.micro_batch,
         length,
-        round(target_share(stage) * split.micro_batch * length),
+        round(target_share(stage) * split.micro_batch * stage.data.length),
         4 if precision(values) == "fp32" else 2,
         split.recomputed_every,
         masked=stage.data.packing.SHARES_ROWS,
         scores_written_out=device.is_cpu,
         in_pieces=precision(values) != "fp16" and getattr(stage, "compile", None) is None,
     )
+
+
+def row_length(stage: "PretrainStage") -> int:
+    """Tokens of a row, with the prompt that is put before them."""
+    prompt = stage.adaptation.length if isinstance(stage.adaptation, Prompt) else 0
+    return stage.data.length + prompt
 
 
 def target_share(stage: "PretrainStage") -> float:

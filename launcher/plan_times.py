@@ -9,10 +9,11 @@ from configs.deepspeed_checks import QUANTIZED
 from configs.deepspeed_json import precision
 from configs.devices import CPU_BETWEEN, CPU_WITHIN, Device, share_reached
 from engine.communication import communication, total_bytes
-from engine.flops import Cost, Updates, recomputed_flops, training_flops
+from engine.flops import Cost, recomputed_flops, training_flops
 from engine.parameter_shapes import ModelShape
 from engine.planner import Job, offloaded
 from engine.step_time import Accelerator, Link, Network, StepTime, sent_bytes, step_time
+from engine.trained_part import TrainedPart
 
 GPU_LATENCY, CPU_LATENCY = (5e-6, 20e-6), (50e-6, 100e-6)
 """Seconds within a host and between hosts; assumed."""
@@ -96,14 +97,14 @@ def work_of(
     shape: ModelShape,
     length: int,
     targets: float,
-    updates: Updates | None,
+    part: TrainedPart,
     recomputed_every: int | None,
 ) -> Work:
     """Of a stage that trains this model on full rows."""
     again = 0.0
     if recomputed_every is not None:
         again = recomputed_flops(shape, length, recomputed_every)
-    cost = training_flops(shape, length, updates)
+    cost = training_flops(shape, length, part)
     return Work(cost, again, length, targets, shape.sizes.hidden, shape.sizes.layers)
 
 

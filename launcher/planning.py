@@ -12,9 +12,7 @@ from configs.errors import DataError, OnwardError, RecipeError, ResourceError
 from configs.stage import StageContext
 from data_pipeline.shards.manifest import read_manifest
 from engine import choosing, stage_memory
-from engine.adaptation import FullTraining
 from engine.choosing import JobOf, Option, Split
-from engine.flops import Updates
 from engine.parameter_shapes import ModelShape, model_shape
 from engine.planner import Job, memory
 from engine.pretraining import PretrainStage
@@ -223,12 +221,10 @@ class _Stage:
 
 
 def _work(stage: PretrainStage, shape: ModelShape, split: Split) -> Work:
-    adaptation = stage.adaptation
-    updates = None
-    if not isinstance(adaptation, FullTraining):
-        updates = Updates(adaptation.rank, adaptation.targets)
-    share = stage_memory.target_share(stage)
-    return work_of(shape, stage.data.length, share, updates, split.recomputed_every)
+    part = stage.adaptation.counted(shape)
+    length = stage_memory.row_length(stage)
+    share = stage_memory.target_share(stage) * stage.data.length / length
+    return work_of(shape, length, share, part, split.recomputed_every)
 
 
 def _batch(stage: PretrainStage, world: int) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Full training: every weight moves."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from configs.schema import Config
@@ -7,11 +8,20 @@ from configs.schema import Config
 if TYPE_CHECKING:
     from torch import nn
 
+    from engine.parameter_shapes import ModelShape
+    from engine.trained_part import TrainedPart
+
 
 class FullTraining(Config):
     """Train everything; add nothing."""
 
     name: Literal["full"] = "full"
+
+    def counted(self, shape: "ModelShape") -> "TrainedPart":
+        """All of it."""
+        from engine.trained_part import chosen
+
+        return chosen(shape, lambda _: True)
 
     def build(self, seed: int) -> "FullTraining":
         """Itself: it has no random weights."""
@@ -25,3 +35,8 @@ class FullTraining(Config):
     def merge(self, backbone: "nn.Module") -> "nn.Module":
         """The backbone as it is."""
         return backbone
+
+    def files(self, backbone: "nn.Module") -> Mapping[str, bytes]:
+        """None: the export holds all that was learned."""
+        del backbone
+        return {}

@@ -1,6 +1,8 @@
 """LoRA: low-rank updates beside frozen weights (Hu et al., 2021), through peft."""
 
+import json
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt
@@ -11,6 +13,13 @@ from data_pipeline.randomness import keyed
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from engine.parameter_shapes import ModelShape
+    from engine.trained_part import TrainedPart
+
+
+FOLDER = "adapter"
+"""Within an export: the updates by themselves, as peft loads them."""
 
 
 class LowRank(Config):
@@ -23,6 +32,13 @@ class LowRank(Config):
     targets: tuple[str, ...] | None = Field(
         None, description="ends of module names; absent: every linear layer but the vocabulary head"
     )
+
+    def counted(self, shape: "ModelShape") -> "TrainedPart":
+        """Two matrices beside each linear layer; a head made afresh is not foreseen."""
+        from engine.parameter_shapes import low_rank
+        from engine.trained_part import TrainedPart
+
+        return TrainedPart(frozenset(), tuple(low_rank(shape, self.rank, self.targets)))
 
     def build(self, seed: int) -> "LowRankAdaptation":
         """The adaptation with its first weights keyed by ``seed``."""
@@ -85,6 +101,34 @@ class LowRankAdaptation:
         if hasattr(backbone, "peft_config"):
             del backbone.peft_config
         return backbone.requires_grad_()
+
+    def files(self, backbone: "nn.Module") -> Mapping[str, bytes]:
+        """The folder that ``peft.PeftModel.from_pretrained(model, ...)`` loads, in memory.
+
+        For the model that training began with. None where the updates alone are not what was
+        learned: beside a head made afresh, or on a model that carries additions.
+        """
+        from safetensors.torch import save
+
+        from engine.adaptation.additions import carried
+
+        trained = [name for name, p in backbone.named_parameters() if p.requires_grad]
+        if carried(backbone) or any(".lora_" not in name for name in trained):
+            return {}
+        prefix = "base_model.model."
+        tensors = {
+            prefix + name.replace(".default.", "."): value.detach().contiguous()
+            for name, value in backbone.state_dict().items()
+            if ".lora_" in name
+        }
+        model: Any = backbone
+        settings = model.peft_config["default"].to_dict() | {"inference_mode": True}
+        # A set's order is another one in each process.
+        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
+        return {
+            f"{FOLDER}/adapter_model.safetensors": save(tensors),
+            f"{FOLDER}/adapter_config.json": json.dumps(plain, indent=2, sort_keys=True).encode(),
+        }
 
 
 def _linear(backbone: "nn.Module") -> str | list[str]:

@@ -63,4 +63,5 @@ def _export(folder: Path) -> dict[str, Any]:
         card = read_card(folder)
     except CheckpointError:
         return facts
-    return facts | {key: card[key] for key in ("fingerprint", "lineage", "verification", "files")}
+    told = ("fingerprint", "lineage", "verification", "adaptations", "files")
+    return facts | {key: card[key] for key in told}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,9 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was seen when the folder was loaded back by transformers' Auto classes alone.
+    """What was seen when the folder was loaded back by transformers' Auto classes.
+
+    By these alone, unless the model carries additions, which are put back then.
 
     Attributes:
         auto_class: the class that loaded it.
@@ -105,8 +107,9 @@ def export_model(  # noqa: PLR0913, PLR0917 -- what the caller has in hand after
     module: LearnerModule = learner  # type: ignore[assignment]  # nn.Module hides its attributes
     tokens = _probe(probe, module.backbone)
     trained = _answer(module.backbone, tokens)
+    files = adaptation.files(module.backbone)
     model: Any = adaptation.merge(module.backbone)
-    return _publish(model, tokenizer, folder, lineage, tokens, trained)
+    return _publish(_Exported(model, tokenizer, files), folder, lineage, tokens, trained)
 
 
 def export_untrained(
@@ -115,26 +118,41 @@ def export_untrained(
     """The same for a model that comes from no checkpoint, as it is: fp32, on the CPU."""
     _check_folder(folder)
     tokens = _probe(probe, model)
-    return _publish(model, tokenizer, folder, lineage, tokens, _answer(model, tokens))
+    exported = _Exported(model, tokenizer)
+    return _publish(exported, folder, lineage, tokens, _answer(model, tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class _Exported:
+    """What goes into the folder.
+
+    Attributes:
+        model: merged; it may carry additions.
+        tokenizer: transformers'.
+        files: more of them, by their path in the folder.
+    """
+
+    model: Any
+    tokenizer: Any
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def _publish(
-    model: Any,
-    tokenizer: Any,
+    exported: _Exported,
     folder: Path,
     lineage: Mapping[str, Any],
     tokens: "Tensor",
     trained: _Answer,
 ) -> Export:
     """Write aside, load back, compare, and only then give the folder its name."""
-    _require_ties(model)
+    _require_ties(exported.model)
     with disk.disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         commit.remove_leftovers(folder.parent, folder.name)
         temporary = commit.aside(folder)
         try:
-            _write(model, tokenizer, temporary)
-            verification = _verify(temporary, model, tokenizer, tokens, trained)
+            _write(exported, temporary)
+            verification = _verify(temporary, exported, tokens, trained)
             fingerprint = _write_card(temporary, lineage, verification)
             commit.publish(temporary, folder)
         finally:
@@ -242,20 +260,26 @@ def _auto_class(model: Any) -> str:
     raise CheckpointError(msg)
 
 
-def _write(model: Any, tokenizer: Any, folder: Path) -> None:
+def _write(exported: _Exported, folder: Path) -> None:
+    from engine.adaptation.additions import save_additions, without_additions
+
+    model = exported.model
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
-    disk.require_space(folder, needed)
+    disk.require_space(folder, needed + sum(map(len, exported.files.values())))
     with quiet_transformers():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=without_additions(model))
+    save_additions(model, folder)
+    exported.tokenizer.save_pretrained(folder)
+    for name, content in exported.files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
-def _verify(
-    folder: Path, model: Any, tokenizer: Any, tokens: "Tensor", trained: _Answer
-) -> Verification:
+def _verify(folder: Path, exported: _Exported, tokens: "Tensor", trained: _Answer) -> Verification:
+    model = exported.model
     loaded = _load(folder, _auto_class(model))
     _compare_weights(model, loaded)
-    _compare_tokenizer(tokenizer, folder)
+    _compare_tokenizer(exported.tokenizer, folder)
     answer = _answer(loaded, tokens)
     largest = float(trained.logits.abs().max())
     difference = float((answer.logits - trained.logits).abs().max())
@@ -278,8 +302,10 @@ def _verify(
 
 
 def _load(folder: Path, auto_class: str) -> Any:
-    """The model as anybody would load it."""
+    """The model as anybody would load it, and then its additions as a later stage would."""
     import transformers
+
+    from engine.adaptation.additions import restore_additions
 
     with quiet_transformers():
         loaded, report = getattr(transformers, auto_class).from_pretrained(
@@ -289,6 +315,7 @@ def _load(folder: Path, auto_class: str) -> Any:
     if wrong:
         msg = f"export: transformers does not load the folder whole: {wrong}; nothing was exported"
         raise CheckpointError(msg)
+    restore_additions(loaded, folder)
     return loaded
 
 
@@ -353,14 +380,21 @@ def _compare_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 def _write_card(folder: Path, lineage: Mapping[str, Any], verification: Verification) -> str:
     """Sync every file and write ``onward.json``; returns the digest of all of them."""
+    from engine.adaptation.additions import adds_to
+
     files = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            commit.sync_folder(path)
+            continue
         _sync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     fingerprint = _fingerprint(files)
     card = {
         "format": FORMAT,
         "fingerprint": fingerprint,
+        "adaptations": list(adds_to(folder)),
         "lineage": dict(lineage),
         "verification": asdict(verification),
         "files": files,
@@ -378,11 +412,17 @@ def export_problems(folder: Path) -> list[str]:
     problems = []
     for name, expected in card["files"].items():
         path = folder / name
-        if Path(name).name != name or path.is_symlink() or not path.is_file():
+        if not _is_inside(name) or path.is_symlink() or not path.is_file():
             problems.append(f"{path}: missing")
         elif _sha256(path) != expected["sha256"]:
             problems.append(f"{path}: damaged: sha256 is not the one in {CARD}")
     return problems
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a card may name it: a file of the folder, or of a folder within."""
+    parts = Path(name).parts
+    return 0 < len(parts) <= 2 and ".." not in parts and not Path(name).is_absolute()
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -71,8 +71,13 @@ def suits(backbone: "nn.Module", device: torch.device, dtype: torch.dtype, lengt
         dtype: of its weights there.
         length: tokens in a row.
     """
+    from engine.isolation import prompt_length
+
     config: Any = backbone.config
     if config._attn_implementation != "sdpa" or config.model_type not in KNOWN:
+        return False
+    if prompt_length(backbone):
+        # It stands in no batch's documents.
         return False
     if device.type == "cpu":
         return length <= LONGEST

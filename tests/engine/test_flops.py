@@ -5,15 +5,14 @@ from typing import Any
 
 import pytest
 
-from engine.adaptation import LowRank
-from engine.flops import Updates, recomputed_flops, training_flops
+from engine.adaptation import Adapter, FrozenLayers, LowRank
+from engine.flops import recomputed_flops, training_flops
 from engine.hooks.throughput import training_cost
 from engine.models import read_shape
 from engine.parameter_shapes import ModelShape, model_shape
 from tests.engine import tiny
 
 LENGTH = 16
-RANK = 2
 
 
 def shape_of(name: str) -> ModelShape:
@@ -22,16 +21,26 @@ def shape_of(name: str) -> ModelShape:
 
 
 @pytest.mark.parametrize("name", tiny.SHAPES)
-@pytest.mark.parametrize("updates", [None, Updates(RANK)])
+@pytest.mark.parametrize("adaptation", [None, LowRank(rank=2), Adapter(size=8)])
 def test_a_shape_costs_what_its_model_does(
-    name: str, updates: Updates | None, tmp_path: Path
+    name: str, adaptation: LowRank | Adapter | None, tmp_path: Path
 ) -> None:
-    adaptation = None if updates is None else LowRank(rank=RANK).build(0)
-    backbone: Any = tiny.learner(tmp_path, name, adaptation).backbone
+    built = adaptation.build(0) if adaptation else None
+    backbone: Any = tiny.learner(tmp_path, name, built).backbone
     architecture: Any = "causal_lm" if name in tiny.DECODERS else "masked_lm"
-    assert training_flops(shape_of(name), LENGTH, updates) == training_cost(
-        backbone, architecture, LENGTH
+    shape = shape_of(name)
+    part = adaptation.counted(shape) if adaptation else None
+    assert training_flops(shape, LENGTH, part) == training_cost(backbone, architecture, LENGTH)
+
+
+def test_frozen_lower_layers_cost_a_third() -> None:
+    shape = shape_of("bert_tiny")
+    whole, frozen = (
+        training_flops(shape, LENGTH, part)
+        for part in (None, FrozenLayers(layers=shape.sizes.layers).counted(shape))
     )
+    attention = 12 * shape.sizes.layers * shape.sizes.hidden * LENGTH
+    assert frozen.token - attention == (whole.token - attention) / 3
 
 
 def test_what_is_recomputed_is_a_third_of_the_layers() -> None:

@@ -250,6 +250,9 @@ class WrongMerge:
             next(backbone.parameters()).add_(0.1)
         return backbone
 
+    def files(self, backbone: nn.Module) -> dict[str, bytes]:
+        return {}
+
 
 def test_a_merge_that_changes_the_model_leaves_the_old_export(finished: Path) -> None:
     before = read_card(finished / "export")["fingerprint"]

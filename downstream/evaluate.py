@@ -68,7 +68,9 @@ class EvaluateStage(StageConfig):
                 if context.is_made(location):
                     shards.find_shards(location, context.locate)
             for location in asked.arms.values():
-                PretrainedModel(location=location).check(context.is_made, context.locate)
+                model, shared = PretrainedModel(location=location), asked.packing.SHARES_ROWS
+                model.check(context.is_made, context.locate)
+                model.check_rows(context.is_made, context.locate, shared_rows=shared)
         if context.is_made(self.finetune):
             self._require_baseline(read_json(context.locate(self.finetune) / "results.json"))
 

@@ -1,5 +1,8 @@
 """The fine-tuning table: learns, repeats itself, goes on where it was cut off."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -128,3 +131,65 @@ def test_mistakes_are_found_before_the_run(place, tmp_path):
         FinetuneStage.model_validate(long).run(context)
     not_yet = tiny.context("finetune", tmp_path / "g")
     FinetuneStage.model_validate(tiny.finetune_config({"a": "stage:base/export"})).check(not_yet)
+
+
+ADAPTATIONS = {
+    "lora": {"name": "lora", "rank": 4},
+    "adapter": {"name": "adapter", "placement": "parallel", "size": 16},
+    "prefix": {"name": "prefix", "length": 4},
+    "prompt": {"name": "prompt", "length": 4},
+    "frozen": {"name": "frozen", "layers": 1},
+    "bitfit": {"name": "bitfit"},
+}
+
+
+@pytest.mark.parametrize("name", ADAPTATIONS)
+def test_a_task_is_learned_by_an_adaptation_and_the_head(place, monkeypatch, name):
+    from downstream import table
+
+    trained = {}
+
+    def seen(backend, *others):
+        parameters = list(backend.learner.named_parameters())
+        trained.update({key: p.requires_grad for key, p in parameters})
+        return run_cell(backend, *others)
+
+    run_cell = table.run_cell
+    monkeypatch.setattr(table, "run_cell", seen)
+    settings = {"adaptation": ADAPTATIONS[name], "seeds": [1, 2], "epochs": 2}
+    folder, rows, arms = place
+    one = folder, rows, {"a": arms["a"]}
+    _, made = run(one, f"by {name}", **settings, optimizer={"name": "adamw", "lr": 2e-2})
+    cells = tiny.read(made / "results.json")["cells"]
+    for cell in cells:
+        first, last = cell["epochs"][0]["loss"], cell["epochs"][-1]["loss"]
+        assert last < first
+    assert all(is_trained for key, is_trained in trained.items() if key.startswith("heads."))
+    assert not all(trained.values())
+
+
+def test_arms_that_carry_additions_are_fine_tuned_with_them(place, tmp_path):
+    from engine.adaptation import Adapter, Prompt
+    from engine.adaptation.additions import save_additions
+    from engine.models import PretrainedModel
+
+    folder, rows, arms = place
+    found = {}
+    for kind in (Adapter(size=4), Prompt(length=2)):
+        loaded = PretrainedModel(location=arms["a"]).build(Path, "encoder", 0, shared_rows=False)
+        backbone = kind.build(1).apply(loaded.model)
+        for parameter in backbone.parameters():
+            if parameter.requires_grad:
+                parameter.data.normal_(std=0.3)
+        made = shutil.copytree(arms["a"], tmp_path / kind.name)
+        save_additions(backbone, made)
+        found[kind.name] = str(made)
+    three = folder, rows, {"plain": arms["a"]} | found
+    frozen = {"name": "frozen", "layers": 2}
+    _, made = run(three, "carried", epochs=1, adaptation=frozen)
+    losses = {
+        cell["arm"]: cell["epochs"][0]["loss"]
+        for cell in tiny.read(made / "results.json")["cells"]
+        if cell["seed"] == 1
+    }
+    assert len(set(losses.values())) == 3

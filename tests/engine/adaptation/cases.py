@@ -33,8 +33,19 @@ KINDS: dict[str, Any] = {
 ADDED = ("houlsby", "pfeiffer", "parallel", "prefix", "prompt")
 AS_BEFORE = ("full", "lora", "bitfit", "frozen", "houlsby", "pfeiffer", "parallel")
 """A fresh one leaves the model's answers as they were."""
-UNFIT = {("bitfit", shape) for shape in ("modernbert_tiny", "llama_tiny", "mixtral_tiny")}
-FITTING = [(kind, shape) for kind in KINDS for shape in tiny.SHAPES if (kind, shape) not in UNFIT]
+_EVERYWHERE = ("lora", "houlsby", "prefix")
+_SOME = {
+    "full": ("bert_tiny",),
+    "bitfit": ("bert_tiny", "gpt2_tiny"),
+    "frozen": ("bert_tiny", "modernbert_tiny", "llama_tiny"),
+    "pfeiffer": ("modernbert_tiny", "gpt2_tiny"),
+    "parallel": ("bert_tiny", "modernbert_tiny", "llama_tiny"),
+    "prompt": ("bert_tiny", "roberta_tiny", "modernbert_tiny", "gpt2_tiny", "llama_tiny"),
+}
+FITTING = [
+    *((kind, shape) for kind in _EVERYWHERE for shape in tiny.SHAPES),
+    *((kind, shape) for kind, shapes in _SOME.items() for shape in shapes),
+]
 
 
 def rows(kind: str, count: int = 4) -> list[Any]:

@@ -138,7 +138,7 @@ def restore_additions(backbone: "nn.Module", folder: Path) -> None:
         CheckpointError: the files are damaged, or belong to another model.
         RecipeError: the model has no place for them.
     """
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
     from safetensors.torch import load
 
     from engine.adaptation import AdaptationConfig
@@ -147,7 +147,12 @@ def restore_additions(backbone: "nn.Module", folder: Path) -> None:
         return
     known: TypeAdapter[Any] = TypeAdapter(AdaptationConfig)
     for settings in _read(folder):
-        known.validate_python(settings).build(0).apply(backbone)
+        try:
+            config = known.validate_python(settings)
+        except ValidationError as error:
+            msg = f"{folder / CARD}: its settings are not known here: {error}"
+            raise CheckpointError(msg) from error
+        config.build(0).apply(backbone)
     own, saved = _tensors(backbone), load((folder / WEIGHTS).read_bytes())
     if {name: value.shape for name, value in own.items()} != {
         name: value.shape for name, value in saved.items()

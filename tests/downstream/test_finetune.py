@@ -138,8 +138,6 @@ ADAPTATIONS = {
     "adapter": {"name": "adapter", "placement": "parallel", "size": 16},
     "prefix": {"name": "prefix", "length": 4},
     "prompt": {"name": "prompt", "length": 4},
-    "frozen": {"name": "frozen", "layers": 1},
-    "bitfit": {"name": "bitfit"},
 }
 
 

@@ -8,28 +8,28 @@ from configs.deepspeed_json import BatchPlan, precision, read_deepspeed
 from configs.errors import DataError
 from configs.stage import StageContext
 from data_pipeline.example import Example
-from data_pipeline.shards import find_shards
-from data_pipeline.streaming import FixedRows, TokenStream, describe_steps, slice_of_step
+from data_pipeline.streaming import TokenStream, describe_steps, slice_of_step
 from data_pipeline.tokenization import tokenizer_sha256
 from engine.pretraining import (
     PretrainStage,
-    packing_cache,
     require_compilable,
     require_word_starts,
 )
 
 if TYPE_CHECKING:
-    from engine.hooks import GuardHook, TensorBoardHook
+    from engine.hooks import ChoiceHook, ForgettingHook, GuardHook, TensorBoardHook
+    from engine.hooks.checkpointing import Wishes
     from engine.learner import Learner
     from engine.oversight import Oversight
     from engine.protocols import Adaptation, Backend, Batch, Hook, Objective, Progress
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Parts:
     """Everything a pretraining stage has in hand before its first step.
 
     Attributes:
+        stream: the run itself may raise a source of it, from rows on that have not been read.
         frozen: digest of the weights that do not train; None if all do.
     """
 
@@ -161,15 +161,18 @@ def _require_tokenizer(sha256: str, stream: TokenStream) -> None:
 
 def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     """Checkpoints come late: what is saved is what the others have seen."""
-    from engine import frozen
+    from engine import frozen, watching
     from engine.hooks import (
         CheckpointHook,
         Garbage,
+        Leaving,
+        Measured,
         MetricsHook,
         Origin,
         TensorBoardHook,
         Throughput,
     )
+    from engine.watching import HeldOutRows, Surroundings
 
     stage, folder, steps = parts.stage, parts.context.folder, parts.steps
     board = TensorBoardHook(folder / "tensorboard")
@@ -178,6 +181,12 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
         folder / "metrics.jsonl", parts.stream.sources, stage.log_every, steps, throughput, [board]
     )
     guard = _guard(parts)
+    around = Surroundings(oversight, [board], Measured())
+    held_out = HeldOutRows.open(parts)
+    forgetting, choice = (
+        watching.forgetting(parts, held_out, around),
+        watching.choice(parts, around),
+    )
     hooks: list[Hook] = [
         # First: the others shall not see a step that is rolled back.
         *guard,
@@ -185,7 +194,11 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
         board,
         metrics,
         *_stragglers(parts, board),
-        *_validation(parts, oversight, board),
+        *watching.validation(parts, held_out, around),
+        *stage.more_hooks(parts, around),
+        # They decide by what the hooks before them have measured.
+        *forgetting,
+        *choice,
     ]
 
     def state(progress: "Progress") -> dict[str, Any]:
@@ -198,9 +211,35 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
 
     root, key, policy = folder / "checkpoints", parts.context.key, stage.checkpoint
     saving = CheckpointHook(root, key, state, policy, steps, oversight.stop, [board])
-    if guard:
-        saving.first_in_doubt = lambda: guard[0].first_in_doubt
-    return [*hooks, Garbage(), saving, *_profile(parts, board)]
+    saving.wishes = _wishes(guard, forgetting, choice)
+    # Last: the loop is left for what has been decided when the state is saved.
+    leaving = Leaving([*forgetting, *choice])
+    return [*hooks, Garbage(), saving, *_profile(parts, board), leaving]
+
+
+def _wishes(
+    guard: Sequence["GuardHook"],
+    forgetting: Sequence["ForgettingHook"],
+    choice: Sequence["ChoiceHook"],
+) -> "Wishes":
+    """What they want of the checkpoints."""
+    from engine.hooks.checkpointing import Wishes
+
+    deciders = [*forgetting, *choice]
+
+    def in_doubt() -> list[int]:
+        found = [*(g.first_in_doubt for g in guard), *(f.in_doubt for f in forgetting)]
+        return [step for step in found if step is not None]
+
+    def needs(step: int) -> int | None:
+        return choice[0].needs(step) if choice else None
+
+    return Wishes(
+        lambda step: any(each.wants_saved(step) for each in deciders),
+        in_doubt,
+        needs,
+        len(deciders),
+    )
 
 
 def hook_states(hooks: Sequence["Hook"]) -> dict[str, dict[str, Any]]:
@@ -256,37 +295,3 @@ def _stragglers(parts: Parts, board: "TensorBoardHook") -> list["Hook"]:
     path, every = parts.context.folder / "stragglers.jsonl", parts.stage.log_every
     hosts = distributed.all_gather_object(socket.gethostname())
     return [Stragglers(path, hosts, every, parts.steps, [board])]
-
-
-def _validation(parts: Parts, oversight: "Oversight", board: "TensorBoardHook") -> list["Hook"]:
-    from engine.hooks import ValidationHook
-
-    asked = parts.stage.validation
-    if asked is None:
-        return []
-    sets = {}
-    for name, location in asked.sets.items():
-        rows = FixedRows.open(
-            find_shards(location, parts.context.locate),
-            parts.stage.data.length,
-            asked.rows,
-            parts.stage.data.packing,
-            packing_cache(parts.context),
-            shards=parts.stage.data.cache,
-        )
-        _require_same_tokenizer(name, rows, parts.stream)
-        require_word_starts(parts.stage.objective, rows.reader)
-        # Seed 0, whatever the run: the same masks for every stage and every recipe's seed.
-        examples = rows.examples(0, len(rows))
-        sets[name] = collate_all(parts.objective, examples, parts.batches.micro_batch, 0, 1)
-    path = parts.context.folder / "validation.jsonl"
-    return [ValidationHook(path, sets, asked.every, parts.steps, [board], oversight.goes_on)]
-
-
-def _require_same_tokenizer(name: str, rows: FixedRows, stream: TokenStream) -> None:
-    if rows.tokenizer.sha256 != stream.tokenizer_sha256:
-        msg = (
-            f"validation set '{name}' was made with tokenizer {rows.tokenizer.sha256[:16]}, the "
-            f"training data with {stream.tokenizer_sha256[:16]}; prepare both with the same one"
-        )
-        raise DataError(msg)

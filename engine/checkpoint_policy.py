@@ -21,7 +21,10 @@ class CheckpointConfig(Config):
     )
     on_disk_error: Literal["stop", "go_on"] = Field(
         "stop",
-        description="go_on: warn and try again at the next checkpoint; the last one must succeed",
+        description=(
+            "go_on: warn and try again at the next checkpoint; the last one, and one that choose "
+            "or forgetting asks for, must succeed"
+        ),
     )
 
     @model_validator(mode="after")
@@ -34,7 +37,10 @@ class CheckpointConfig(Config):
             raise ValueError(msg)
         return self
 
-    def most_at_once(self, steps: int) -> int:
-        """How many checkpoints lie on the disk at most in a run of ``steps``, one being written."""
+    def most_at_once(self, steps: int, beside: int = 0) -> int:
+        """How many checkpoints lie on the disk at most in a run of ``steps``, one being written.
+
+        ``beside``: those that other hooks keep, which may be of steps that ``every`` leaves out.
+        """
         for_ever = steps // self.keep_every if self.keep_every else 0
-        return min(-(-steps // self.every), self.keep + for_ever + 1)
+        return min(-(-steps // self.every), self.keep + for_ever + 1) + beside

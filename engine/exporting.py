@@ -9,7 +9,9 @@ import numpy as np
 
 from configs.errors import RecipeError
 from configs.stage import StageContext
+from data_pipeline.streaming import Cursor
 from engine.assemble import build_learner, build_objective
+from engine.choice import read_choice
 from engine.pretraining import PretrainStage
 
 
@@ -47,7 +49,8 @@ def export_step(
 
     checkpoint = open_checkpoint(step_folder(context.folder / "checkpoints", step))
     store = checkpoint.store()
-    stream = stage.open_stream(context)
+    cursor = Cursor.from_json(checkpoint.state["cursor"])
+    stream = stage.open_stream(context).following(cursor)
     objective = build_objective(stage, context, stream)
     learner, adaptation, tokenizer = build_learner(stage, context, objective)
     require_same_frozen(checkpoint.state, frozen_digest(learner), checkpoint.folder)
@@ -62,6 +65,8 @@ def export_step(
     }
     if origin := checkpoint.state["hooks"].get("origin"):
         lineage["imported"] = origin
+    if (chosen := read_choice(context.folder)) and chosen["step"] == step:
+        lineage["choice"] = chosen
     probe = stream.examples(0, 2).tokens.astype(np.int32)
     made = export_model(
         store,

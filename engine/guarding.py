@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from configs.schema import Config
+from engine.leaving import GoBack
 
 
 class GuardConfig(Config):
@@ -74,7 +75,7 @@ class Avoided:
         return cls(values["start"], values["stop"], known)
 
 
-class RollBack(Exception):  # noqa: N818 -- an event, not a mistake; every rank raises it
+class RollBack(GoBack):
     """``steps`` were skipped in a row: go back to before the first, and avoid them all.
 
     Attributes:
@@ -84,9 +85,19 @@ class RollBack(Exception):  # noqa: N818 -- an event, not a mistake; every rank 
 
     def __init__(self, steps: tuple[Skipped, ...], before: tuple[Avoided, ...]) -> None:
         first, last = steps[0].step + 1, steps[-1].step + 1
-        super().__init__(f"steps {first} to {last} were skipped: {steps[-1].why}")
+        why = f"steps {first} to {last} were skipped: {steps[-1].why}"
+        super().__init__(why, "guard", steps[0].step, steps[-1].step)
         self.steps = steps
         self.before = before
+
+    def missing(self) -> str:
+        """What to do where there is no checkpoint from before."""
+        return f"{super().missing()}, or give the guard more patience"
+
+    def onward(self, step: int) -> str:
+        """Without the rows that led to it."""
+        gone = f"on without the rows of steps {step + 1} to {self.last + 1}"
+        return f"{super().onward(step)}, and {gone}"
 
 
 class Median:

@@ -19,7 +19,9 @@ from engine.adaptation import AdaptationConfig, FullTraining
 from engine.averaging import AveragingConfig
 from engine.backends import BackendConfig
 from engine.checkpoint_policy import CheckpointConfig
+from engine.choice import ChooseConfig
 from engine.compilation import Compilation
+from engine.forgetting import ForgettingConfig
 from engine.guarding import GuardConfig
 from engine.models import ModelConfig
 from engine.objectives import ObjectiveConfig, require_fitting
@@ -28,7 +30,12 @@ from engine.penalties import PenaltyConfig
 from engine.profiling import ProfileConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from data_pipeline.streaming import RowReader, TokenStream
+    from engine.assemble import Parts
+    from engine.protocols import Hook
+    from engine.watching import Surroundings
 
 
 class ValidationConfig(Config):
@@ -36,6 +43,9 @@ class ValidationConfig(Config):
 
     every: PositiveInt = Field(description="steps between two validations")
     rows: PositiveInt = Field(64, description="packed rows read from each set")
+    average: bool = Field(
+        True, description="measure the average of the weights, too, where the stage keeps one"
+    )
     sets: dict[str, str] = Field(min_length=1, description="name -> location of a shard folder")
 
 
@@ -80,6 +90,8 @@ class PretrainStage(StageConfig):
     checkpoint: CheckpointConfig
     guard: GuardConfig | None = None
     validation: ValidationConfig | None = None
+    forgetting: ForgettingConfig | None = None
+    choose: ChooseConfig | None = None
     log_every: PositiveInt = 10
     profile: ProfileConfig | None = Field(
         None, description="tell where the time of a few steps goes; true: of steps 5 to 7"
@@ -105,6 +117,7 @@ class PretrainStage(StageConfig):
             )
             raise ValueError(msg)
         self._prompt_fits()
+        self._require_measured()
         return self
 
     def _prompt_fits(self) -> None:
@@ -120,6 +133,47 @@ class PretrainStage(StageConfig):
         if getattr(self.objective, "balance", None) is not None:
             msg = "objective.balance counts the tokens of rows, not a prompt's; leave it out"
             raise ValueError(msg)
+
+    def _require_measured(self) -> None:
+        """What is decided by is measured, and what is to be raised is a source."""
+        if self.forgetting is not None:
+            if self.forgetting.set not in self.held_out():
+                msg = (
+                    f"forgetting: set '{self.forgetting.set}' is none of validation.sets "
+                    f"{list(self.held_out())}"
+                )
+                raise ValueError(msg)
+            for source in self.forgetting.sources():
+                self._require_raisable(source)
+        known = self.measured()
+        if self.choose is not None and not self.choose.by.startswith(tuple(known)):
+            msg = (
+                f"choose: '{self.choose.by}' is not measured; "
+                f"{'expected ' + ', '.join(f'{k}...' for k in known) if known else 'nothing is'}"
+            )
+            raise ValueError(msg)
+
+    def _require_raisable(self, source: str) -> None:
+        if source not in self.data.sources:
+            msg = f"forgetting: source '{source}' is none of data.sources {list(self.data.sources)}"
+            raise ValueError(msg)
+        if len(self.data.sources) == 1 or not all(
+            change.weights[source] for change in self.data.changes
+        ):
+            msg = (
+                f"forgetting: source '{source}' cannot be raised: it is the only one, or "
+                "data.changes gives it weight 0"
+            )
+            raise ValueError(msg)
+
+    def measured(self) -> list[str]:
+        """How the names begin of what is measured while it trains: ``validation/SET/``."""
+        return [f"validation/{name}/" for name in self.held_out()]
+
+    def more_hooks(self, parts: "Parts", around: "Surroundings") -> "Sequence[Hook]":
+        """Hooks of a subclass, which measure before the stage's own decide; none here."""
+        del parts, around
+        return ()
 
     def run(self, context: StageContext) -> str:
         """Train to the end of the budget, export, and return the digest of what was exported."""
@@ -169,7 +223,8 @@ class PretrainStage(StageConfig):
             # What trains on it reads and verifies the rest.
             found = newest(context.folder / "checkpoints", context.key, verify="sizes")
             if found is not None and stream is not None:
-                stream.resume(streaming.Cursor.from_json(found.state["cursor"]))
+                cursor = streaming.Cursor.from_json(found.state["cursor"])
+                stream.following(cursor).resume(cursor)
 
     def held_out(self) -> dict[str, str]:
         """The validation sets' locations by name; none without validation."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import NumericalError
-from engine.guarding import RollBack
+from engine.leaving import GoBack
 
 if TYPE_CHECKING:
     from engine.checkpoint import Checkpoint
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def step_back(root: Path, fingerprint: str, asked: RollBack) -> "Checkpoint":
-    """The newest intact checkpoint from before the first skipped step; every rank calls it.
+def step_back(root: Path, fingerprint: str, asked: GoBack) -> "Checkpoint":
+    """The newest intact checkpoint that is old enough; every rank calls it.
 
     Later ones are deleted, the newest first: their steps will be other ones. A run that is killed
     in between resumes from the newest that is left, comes to the same steps, and goes back again.
@@ -26,25 +26,15 @@ def step_back(root: Path, fingerprint: str, asked: RollBack) -> "Checkpoint":
     from engine import distributed, faults
     from engine.checkpoint import newest
 
-    first, last = asked.steps[0].step, asked.steps[-1].step
-    found = newest(root, fingerprint, distributed, most=first)
+    found = newest(root, fingerprint, distributed, most=asked.most)
     if found is None:
-        msg = (
-            f"{asked}; there is no checkpoint from before step {first + 1} to go back to: save "
-            "more often (checkpoint.every), or give the guard more patience"
-        )
+        msg = f"{asked}; {asked.missing()}"
         raise NumericalError(msg)
-    faults.reached("rollback", step=last)
+    faults.reached("rollback", step=asked.last)
     distributed.on_first(lambda: discard_after(root, found.step))
-    faults.reached("rolled_back", step=last)
+    faults.reached("rolled_back", step=asked.last)
     if distributed.rank() == 0:
-        _log.warning(
-            "%s; back at the checkpoint of step %d, and on without the rows of steps %d to %d",
-            asked,
-            found.step,
-            found.step + 1,
-            last + 1,
-        )
+        _log.warning("%s; %s", asked, asked.onward(found.step))
     return found
 
 

@@ -11,6 +11,7 @@ from launcher.run_folder import RunFolder, Status, read_json
 
 if TYPE_CHECKING:
     from configs.stage import StageContext
+    from data_pipeline.streaming import TokenStream
     from engine.exporting import Weights
     from engine.pretraining import PretrainStage
     from launcher.recipe import Recipe
@@ -26,7 +27,7 @@ def order_table(recipe: "Recipe", name: str, steps: range, world: int) -> list[d
     from data_pipeline.streaming import describe_steps
 
     stage, context = _pretraining(recipe, RunFolder(recipe.output.absolute()), name)
-    stream = stage.open_stream(context)
+    stream = _with_what_was_raised(stage.open_stream(context), context)
     batch = stage.backend.plan(world).global_batch
     total = stage.budget(stream.rows[0], batch)
     if steps.stop > total:
@@ -49,6 +50,18 @@ def order_table(recipe: "Recipe", name: str, steps: range, world: int) -> list[d
         | ({} if row.label is None else {"label": row.label})
         for row in describe_steps(stream, steps, batch, world)
     ]
+
+
+def _with_what_was_raised(stream: "TokenStream", context: "StageContext") -> "TokenStream":
+    """The stream as the stage's newest checkpoint has it: its run may have raised a source."""
+    from data_pipeline.streaming import Cursor
+    from engine.checkpoint import newest
+
+    root = context.folder / "checkpoints"
+    if not context.key or not root.is_dir():
+        return stream
+    found = newest(root, context.key, verify="sizes")
+    return stream.following(Cursor.from_json(found.state["cursor"])) if found else stream
 
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Any
 from configs.errors import CheckpointError
 from data_pipeline.streaming.mixture import Phase
 from data_pipeline.streaming.order import IndexRange
+from data_pipeline.streaming.schedule import Raised
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Cursor:
         sources: in the order of the recipe.
         phases: the mixture's schedule, with what becomes of shares where a source ends.
         skip: rows left out, in the numbering without any skip.
+        raised: what the run itself has decided; ``phases`` tell of it, too.
     """
 
     index: int
@@ -44,6 +46,7 @@ class Cursor:
     sources: tuple[SourceState, ...]
     phases: tuple[Phase, ...]
     skip: tuple[IndexRange, ...]
+    raised: tuple[Raised, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-able values."""
@@ -51,6 +54,7 @@ class Cursor:
         values["sources"] = [asdict(source) for source in self.sources]
         values["phases"] = [[phase.first_block, list(phase.quotas)] for phase in self.phases]
         values["skip"] = [list(span) for span in self.skip]
+        values["raised"] = [asdict(each) for each in self.raised]
         return values
 
     @classmethod
@@ -61,6 +65,7 @@ class Cursor:
                 "sources": tuple(SourceState(**source) for source in values["sources"]),
                 "phases": tuple(Phase(first, tuple(quota)) for first, quota in values["phases"]),
                 "skip": tuple(IndexRange(*span) for span in values["skip"]),
+                "raised": tuple(Raised(**each) for each in values.get("raised", ())),
             }
             return cls(**{**values, **lists})
         except (KeyError, TypeError, ValueError) as error:

@@ -16,6 +16,21 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Raised:
+    """More of one source: what a run decided while it was under way.
+
+    Attributes:
+        after: it holds from the first block that begins at or after this row, skipped ones counted.
+        source: by name.
+        factor: of its weight then, and of its weights in all later turns.
+    """
+
+    after: int
+    source: str
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
     """An append-only list of weights: what has been drawn stays as it was."""
 
@@ -41,6 +56,27 @@ class Schedule:
             raise RecipeError(msg)
         quotas(weights, self.block)
         return Schedule((*self.turns, Turn(first, dict(weights))), self.block)
+
+    def raised(self, more: Raised) -> "Schedule":
+        """The same with more of one source; RecipeError if it has no part in the mixture then."""
+        first = -(-more.after // self.block)
+        begun = [turn for turn in self.turns if turn.first_block <= first]
+        held = Turn(first, begun[-1].weights)
+        later = [turn for turn in self.turns if turn.first_block > first]
+        if not held.weights[more.source]:
+            msg = (
+                f"mixture: source '{more.source}' has weight 0 from row {first * self.block} on: "
+                "there is nothing to raise; give it a weight there, or raise another source"
+            )
+            raise RecipeError(msg)
+        grown = []
+        for turn in (held, *later):
+            factor = more.factor
+            weights = {n: w * factor if n == more.source else w for n, w in turn.weights.items()}
+            quotas(weights, self.block)
+            grown.append(Turn(turn.first_block, weights))
+        before = tuple(turn for turn in begun if turn.first_block < first)
+        return Schedule((*before, *grown), self.block)
 
     def mixture(self, most: Mapping[str, int] | None = None) -> Mixture:
         """The schedule in whole rows.

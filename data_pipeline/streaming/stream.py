@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from data_pipeline.streaming.packed import PackedSource
 from data_pipeline.streaming.permutation import permute
 from data_pipeline.streaming.prefetch import ShardPrefetch, require_room
 from data_pipeline.streaming.rows import RowReader
+from data_pipeline.streaming.schedule import Raised
 from data_pipeline.streaming.shuffle import SourceRows
 
 
@@ -35,6 +36,7 @@ class TokenStream:
         reader: rows -> examples.
         ahead: reads rows in the order's own sequence.
         prefetch: fetches shards at URLs before they are read; None: all are on this machine.
+        more: what a run has raised while it was under way.
     """
 
     config: DataConfig
@@ -42,6 +44,7 @@ class TokenStream:
     reader: RowReader
     ahead: ReadAhead
     prefetch: ShardPrefetch | None = None
+    more: tuple[Raised, ...] = ()
 
     @classmethod
     def open(
@@ -83,22 +86,74 @@ class TokenStream:
         packed = tuple(
             PackedSource.open(each, config.packing, config.length, cache) for each in data.values()
         )
-        rows = {name: len(source) for name, source in zip(data, packed, strict=True)}
+        return cls._of(config, RowReader.of(packed, config.length, seed), seed)
+
+    @classmethod
+    def _of(
+        cls, config: DataConfig, reader: RowReader, seed: int, more: Sequence[Raised] = ()
+    ) -> "TokenStream":
+        """The stream over sources that are open."""
+        packed = reader.sources
+        rows = {name: len(each) for name, each in zip(config.sources, packed, strict=True)}
+        schedule = config.schedule()
+        for raised in more:
+            schedule = schedule.raised(raised)
         order = Order(
             seed,
             # Contents alone: data that was moved is still read in the same order, and resumed.
             tuple(SourceRows(source.data.content, source.row_starts) for source in packed),
-            config.schedule().mixture(config.most_rows(rows)),
+            schedule.mixture(config.most_rows(rows)),
             config.shuffle,
             config.skipped(),
         )
-        remote = any(each.remote for each in data.values())
-        room = int(config.cache.bytes)
-        prefetch = ShardPrefetch(order, tuple(data.values()), room) if remote else None
-        reader = RowReader.of(packed, config.length, seed)
+        data = tuple(source.data for source in packed)
+        remote = any(each.remote for each in data)
+        prefetch = ShardPrefetch(order, data, int(config.cache.bytes)) if remote else None
         blocks = FoundBlocks(lambda indices: reader.index.find(order(indices)), order.rows)
         ahead = ReadAhead(blocks, reader.fill, rows_ahead(config.length))
-        return cls(config, order, reader, ahead, prefetch)
+        return cls(config, order, reader, ahead, prefetch, tuple(more))
+
+    def following(self, cursor: Cursor) -> "TokenStream":
+        """The stream with what the run of a cursor has raised, and nothing else."""
+        return self._raised(cursor.raised)
+
+    def raising(self, source: str, factor: float, index: int, rows: int) -> "TokenStream":
+        """More of a source from the first block that begins at or after a global index.
+
+        What lies before stays as it is.
+
+        Args:
+            source: by name.
+            factor: of its weight, relative to the others'.
+            index: global index, 1 at least: the rows before it have been read.
+            rows: of the whole run.
+
+        Raises:
+            RecipeError: no block begins before the run ends, or the sources would not last.
+        """
+        after = self.order.unskipped(index)
+        stream = self._raised((*self.more, Raised(after, source, factor)))
+        block = self.order.mixture.block
+        first, end = -(-after // block) * block, stream.order.unskipped(rows)
+        there = stream.order.rows
+        if first >= end:
+            msg = (
+                f"more of '{source}' would hold from row {first} on, where a block of {block} "
+                f"begins, but the run ends at row {end}"
+            )
+            raise RecipeError(msg)
+        if there is not None and there < rows:
+            msg = (
+                f"with more of '{source}' there would be {there} rows within most_epochs, but the "
+                f"run asks for {rows}"
+            )
+            raise RecipeError(msg)
+        return stream
+
+    def _raised(self, more: tuple[Raised, ...]) -> "TokenStream":
+        if more == self.more:
+            return self
+        return self._of(self.config, self.reader, self.order.seed, more)
 
     @property
     def sources(self) -> list[str]:
@@ -139,6 +194,8 @@ class TokenStream:
     def fingerprint(self) -> str:
         """Hex digest of all that decides which row stands where: data, packing, seed, mixture."""
         values = self.cursor(0).to_json()
+        # The phases tell of it, as they do of changes that the recipe names.
+        del values["raised"]
         for source in values["sources"]:
             del source["name"]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
@@ -177,6 +234,7 @@ class TokenStream:
             sources=tuple(states),
             phases=self.order.mixture.phases,
             skip=self.order.skip,
+            raised=self.more,
         )
 
     def require_rows(self, rows: int) -> None:

@@ -18,11 +18,17 @@ _log = logging.getLogger(__name__)
 
 
 def check(
-    root: Path, backend: "Backend", policy: CheckpointConfig, steps: int, ranks: Ranks
+    root: Path,
+    backend: "Backend",
+    policy: CheckpointConfig,
+    steps: int,
+    ranks: Ranks,
+    beside: int = 0,
 ) -> None:
     """Warn if the disk is too small for all that the policy keeps; every rank calls it.
 
     What an earlier, killed save left is deleted first, and what is kept already counts as room.
+    ``beside``: how many are kept that the policy does not name.
 
     Raises:
         DiskError: not even one fits, and the policy is to stop on that; on all ranks.
@@ -40,7 +46,7 @@ def check(
                 raise
             _log.warning("checkpoints will fail: %s", error)
             return
-        _warn_of_all(root, sum(sizes), policy, steps)
+        _warn_of_all(root, sum(sizes), policy.most_at_once(steps, beside))
 
     on_first(ranks, look)
 
@@ -65,15 +71,15 @@ def _require_one(root: Path, size: int, largest: int) -> None:
     disk.require_space(root, size)
 
 
-def _warn_of_all(root: Path, size: int, policy: CheckpointConfig, steps: int) -> None:
+def _warn_of_all(root: Path, size: int, most: int) -> None:
     free = disk.free_bytes(root)
-    needed = size * policy.most_at_once(steps) - sum(map(_bytes_in, step_folders(root)))
+    needed = size * most - sum(map(_bytes_in, step_folders(root)))
     if free is not None and free < needed:
         _log.warning(
             "%s: no space for %d checkpoints: %d bytes needed, %d bytes free; "
             "make room, or lower checkpoint.keep, before they are all there",
             root,
-            policy.most_at_once(steps),
+            most,
             needed,
             free,
         )

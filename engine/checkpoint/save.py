@@ -1,7 +1,7 @@
 """Saving: every rank writes its fragments, rank 0 seals and names the folder, or nobody does."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -129,14 +129,16 @@ def prune(
     keep: int,
     newest: int,
     keep_every: int | None = None,
-    in_doubt: int | None = None,
+    in_doubt: Sequence[int] = (),
+    needs: Callable[[int], int | None] = lambda _: None,
 ) -> None:
     """Delete old checkpoints up to step ``newest``, which was just saved; rank 0 calls it.
 
     The ``keep`` newest sound ones stay, and those of steps that ``keep_every`` divides, and the
-    newest sound one up to step ``in_doubt``, for a rollback. A folder that is not sound (a file is
-    missing or of another size) does not count. Nothing is deleted unless ``newest`` itself is
-    sound.
+    newest sound one up to each step ``in_doubt``, for a rollback; of each that stays also the one
+    of the step that it ``needs``: a run that resumes from it may ask for that. A folder that is not
+    sound (a file is missing or of another size) does not count. Nothing is deleted unless
+    ``newest`` itself is sound.
 
     Raises:
         DiskError: the disk failed; what was half deleted no longer bears a checkpoint's name.
@@ -146,14 +148,21 @@ def prune(
         if not _is_sound(step_folder(root, newest)):
             return
         folders = [f for f in step_folders(root) if step_of(f) <= newest]
-        sure = (f for f in folders if in_doubt is not None and step_of(f) <= in_doubt)
-        spared = next(filter(_is_sound, sure), None)
+        spared = {
+            next((f for f in folders if step_of(f) <= step and _is_sound(f)), None)
+            for step in in_doubt
+        }
+        old: list[Path] = []
         for folder in folders:
-            if folder == spared:
+            if folder in spared:
                 kept += 1
             elif kept < keep:
                 kept += _is_sound(folder)
             elif keep_every is None or step_of(folder) % keep_every:
+                old.append(folder)
+        needed = {needs(step_of(folder)) for folder in folders if folder not in old}
+        for folder in old:
+            if step_of(folder) not in needed:
                 hidden = commit.hide(folder)
                 faults.reached("checkpoint.prune", step=newest)
                 commit.remove(hidden)

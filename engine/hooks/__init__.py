@@ -1,8 +1,12 @@
 """Hooks: what happens around steps. To add one: write its file, then name it here."""
 
 from engine.hooks.checkpointing import CheckpointHook
+from engine.hooks.choice import ChoiceHook
+from engine.hooks.forgetting import ForgettingHook
 from engine.hooks.garbage import Garbage
 from engine.hooks.guard import GuardHook
+from engine.hooks.leaving import Leaving
+from engine.hooks.measured import Measured, MeasuringHook
 from engine.hooks.metrics import MetricsHook
 from engine.hooks.numbers import JsonLines, Sink
 from engine.hooks.origin import Origin
@@ -14,9 +18,14 @@ from engine.hooks.validation import ValidationHook
 
 __all__ = [
     "CheckpointHook",
+    "ChoiceHook",
+    "ForgettingHook",
     "Garbage",
     "GuardHook",
     "JsonLines",
+    "Leaving",
+    "Measured",
+    "MeasuringHook",
     "MetricsHook",
     "Origin",
     "ProfileHook",

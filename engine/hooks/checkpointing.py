@@ -55,10 +55,29 @@ class _InFlight:
     work: Behind[_Written]
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What other hooks want of the checkpoints; equal on every rank.
+
+    Attributes:
+        saved: (step) -> whether the state after it, the present one, must be saved.
+        in_doubt: steps behind which a rollback may take back what was done (each of as many
+            finished ones); the newest checkpoint up to each stays.
+        needs: (step) -> the step whose checkpoint stays as long as that of ``step`` does.
+        most: how many checkpoints stay at most, beside those that the policy names.
+    """
+
+    saved: Callable[[int], bool] = lambda _: False
+    in_doubt: Callable[[], Sequence[int]] = tuple
+    needs: Callable[[int], int | None] = lambda _: None
+    most: int = 0
+
+
 class CheckpointHook(Hook):
     """Saves after every ``every``-th step, after the last one, and where a stop is agreed on.
 
-    The last two are there when ``after_step`` returns, whatever the mode. In mode ``async`` the
+    Also where another hook wishes it. The last three are there when ``after_step`` returns,
+    whatever the mode. In mode ``async`` the
     others are copied to host memory and written by a thread, one at a time: the next one waits for
     it. An error in the thread comes out on all ranks where the next one is due.
 
@@ -70,8 +89,7 @@ class CheckpointHook(Hook):
     Attributes:
         stall_seconds: for which the training has waited so far, on this rank.
         bytes: written so far, by all ranks together; of what was seen to be there.
-        first_in_doubt: from which step on (counted from 0) a rollback may take steps back; the
-            newest checkpoint from before it stays.
+        wishes: of other hooks.
     """
 
     name = "checkpointing"
@@ -99,7 +117,7 @@ class CheckpointHook(Hook):
             sinks: get the numbers of each line, too, as kind ``checkpoint``.
             ranks: who takes part; None: all of ``engine.distributed``, in a group of their own.
         """
-        self.first_in_doubt: Callable[[], int | None] = lambda: None
+        self.wishes = Wishes()
         self.stall_seconds = 0.0
         self.bytes = 0
         self._root = root
@@ -130,7 +148,9 @@ class CheckpointHook(Hook):
         self._saved_step = progress.step or None
         if backend.rank == 0:
             self._lines.cut_after(progress.step or BEFORE_ALL)
-        preflight.check(self._root, backend, self._policy, self._steps, self._ranks)
+        preflight.check(
+            self._root, backend, self._policy, self._steps, self._ranks, self.wishes.most
+        )
 
     def after_step(self, backend: Backend, progress: Progress, record: StepRecord) -> None:
         """Save if it is time.
@@ -142,7 +162,7 @@ class CheckpointHook(Hook):
         del record
         began = perf_counter()
         is_last = progress.step == self._steps or (self._stop is not None and self._stop.is_agreed)
-        if is_last:
+        if is_last or self.wishes.saved(progress.step):
             self._await(is_last=True)
             self._save_now(backend, progress, began, is_last=True)
         elif progress.step % self._policy.every == 0:
@@ -241,7 +261,7 @@ class CheckpointHook(Hook):
         at = perf_counter()
 
         def tidy() -> int:
-            _prune(self._root, policy, step, self.first_in_doubt())
+            _prune(self._root, policy, step, self.wishes)
             return sum(file["size"] for file in commit.read_manifest(folder)["files"])
 
         return _Written(on_first(ranks, tidy), at)
@@ -318,9 +338,9 @@ class CheckpointHook(Hook):
             sink.write("checkpoint", step, numbers)
 
 
-def _prune(root: Path, policy: CheckpointConfig, step: int, in_doubt: int | None) -> None:
+def _prune(root: Path, policy: CheckpointConfig, step: int, wishes: Wishes) -> None:
     """What cannot be deleted is left for the next time: the checkpoint itself is there."""
     try:
-        prune(root, policy.keep, step, policy.keep_every, in_doubt)
+        prune(root, policy.keep, step, policy.keep_every, wishes.in_doubt(), wishes.needs)
     except DiskError as error:
         _log.warning("old checkpoints were not deleted: %s", error)

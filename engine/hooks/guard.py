@@ -107,6 +107,14 @@ class GuardHook(Hook):
         """
         self._avoided = (*asked.before, Avoided(step, asked.steps[-1].step + 1, asked.steps))
 
+    def lasting(self) -> tuple[Avoided, ...]:
+        """What no rollback takes back: the steps that are avoided."""
+        return self._avoided
+
+    def keep(self, lasting: tuple[Avoided, ...]) -> None:
+        """Take it over, after everything was put back."""
+        self._avoided = lasting
+
     @property
     def first_in_doubt(self) -> int | None:
         """The first of the steps now skipped in a row, from 0: a rollback goes to before it."""

@@ -22,6 +22,14 @@ class Sink(Protocol):
         ...
 
 
+def write_object(path: Path, values: Mapping[str, Any]) -> None:
+    """One JSON object as a file that is there whole or not at all; ResourceError from the disk."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    with disk_errors(path):
+        temporary.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", "utf-8")
+        temporary.replace(path)
+
+
 class JsonLines:
     """An append-only file of objects that carry a ``step``.
 

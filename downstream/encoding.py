@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 
 def encode(
-    data: TaskData, tokenizer: "PreTrainedTokenizerBase", length: int, fingerprint: str
+    data: TaskData,
+    tokenizer: "PreTrainedTokenizerBase",
+    length: int,
+    fingerprint: str,
+    sides: Sequence[Side] = SIDES,
 ) -> dict[Side, list[Example]]:
-    """Every side of a task as examples of at most ``length`` tokens, not padded."""
+    """Sides of a task as examples of at most ``length`` tokens, not padded."""
     digest = int(fingerprint[:16], 16) >> 1
-    return {side: _encode_side(data, side, tokenizer, (length, digest)) for side in SIDES}
+    return {side: _encode_side(data, side, tokenizer, (length, digest)) for side in sides}
 
 
 def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -31,6 +31,7 @@ class Parts:
     Attributes:
         stream: the run itself may raise a source of it, from rows on that have not been read.
         frozen: digest of the weights that do not train; None if all do.
+        tokenizer: the model's, a transformers tokenizer.
     """
 
     stage: PretrainStage
@@ -42,6 +43,7 @@ class Parts:
     steps: int
     seed: int
     frozen: str | None
+    tokenizer: Any
 
     def make(self, step: int) -> list["Batch"]:
         """This rank's micro-batches of a step: a pure function of the step's number."""
@@ -122,7 +124,9 @@ def assemble(stage: PretrainStage, context: StageContext) -> Parts:
     average = stage.averaging.build(steps) if stage.averaging else None
     backend = stage.backend.build(learner, stage.optimizer, pulls, seed, average)
     stream.require_rows(steps * batches.global_batch)
-    return Parts(stage, context, stream, objective, backend, batches, steps, seed, frozen)
+    return Parts(
+        stage, context, stream, objective, backend, batches, steps, seed, frozen, tokenizer
+    )
 
 
 def _economise(stage: PretrainStage, learner: "Learner") -> None:
@@ -183,10 +187,8 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     guard = _guard(parts)
     around = Surroundings(oversight, [board], Measured())
     held_out = HeldOutRows.open(parts)
-    forgetting, choice = (
-        watching.forgetting(parts, held_out, around),
-        watching.choice(parts, around),
-    )
+    forgetting = watching.forgetting(parts, held_out, around)
+    choice = watching.choice(parts, around)
     hooks: list[Hook] = [
         # First: the others shall not see a step that is rolled back.
         *guard,
@@ -213,8 +215,9 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     saving = CheckpointHook(root, key, state, policy, steps, oversight.stop, [board])
     saving.wishes = _wishes(guard, forgetting, choice)
     # Last: the loop is left for what has been decided when the state is saved.
-    leaving = Leaving([*forgetting, *choice])
-    return [*hooks, Garbage(), saving, *_profile(parts, board), leaving]
+    deciders: list[ForgettingHook | ChoiceHook] = [*forgetting, *choice]
+    leaving = [Leaving(deciders)] if deciders else []
+    return [*hooks, Garbage(), saving, *_profile(parts, board), *leaving]
 
 
 def _wishes(
@@ -225,7 +228,7 @@ def _wishes(
     """What they want of the checkpoints."""
     from engine.hooks.checkpointing import Wishes
 
-    deciders = [*forgetting, *choice]
+    deciders: list[ForgettingHook | ChoiceHook] = [*forgetting, *choice]
 
     def in_doubt() -> list[int]:
         found = [*(g.first_in_doubt for g in guard), *(f.in_doubt for f in forgetting)]

@@ -224,9 +224,9 @@ class EasedSchedule:
         return self.schedule.factor(step, steps) * self.ease(step)
 
 
-def most_decisive(actions: Sequence[Action]) -> list[Action]:
+def most_decisive(actions: Sequence[Action]) -> Sequence[Action]:
     """Of several that are due at once: to stop makes all others idle, to go back all but that."""
     for kind in (StopEarly, StepBack):
         if decisive := [each for each in actions if isinstance(each, kind)]:
             return decisive[-1:]
-    return list(actions)
+    return actions

@@ -44,7 +44,8 @@ class ValidationConfig(Config):
     every: PositiveInt = Field(description="steps between two validations")
     rows: PositiveInt = Field(64, description="packed rows read from each set")
     average: bool = Field(
-        True, description="measure the average of the weights, too, where the stage keeps one"
+        default=True,
+        description="measure the average of the weights, too, where the stage keeps one",
     )
     sets: dict[str, str] = Field(min_length=1, description="name -> location of a shard folder")
 

@@ -113,7 +113,7 @@ def forgetting(
 ) -> "list[ForgettingHook]":
     """The watch over what must not be forgotten."""
     from engine.hooks import ForgettingHook
-    from engine.hooks.forgetting import HeldOut
+    from engine.hooks.noise import HeldOut
 
     asked = parts.stage.forgetting
     if asked is None:

@@ -21,6 +21,7 @@ from data_pipeline.prepare import PrepareStage
 from data_pipeline.selection.stage import SelectStage
 from downstream.evaluate import EvaluateStage
 from downstream.finetune import FinetuneStage
+from downstream.pretraining import ProbedPretraining
 from downstream.report import ReportStage
 from downstream.tasks import TaskStage
 from engine.fisher import FisherStage
@@ -41,7 +42,7 @@ Stage = Annotated[
     | GapStage
     | VocabularyStage
     | FisherStage
-    | PretrainStage
+    | ProbedPretraining
     | FinetuneStage
     | EvaluateStage
     | ReportStage,

@@ -48,19 +48,8 @@ class Classification:
 
     def collate(self, examples: Sequence[Example], seed: int, sources: int) -> "Batch":
         """Rows padded to the longest among them; nothing here is random."""
-        import torch
-
         del seed
-        longest = max(len(example.tokens) for example in examples)
-        width = -(-longest // WIDTH_STEP) * WIDTH_STEP
-        fills = {"tokens": self.padding, "segments": 0, "positions": 0}
-        tensors = {name: _padded(examples, name, (width, fill)) for name, fill in fills.items()}
-        tensors[BOUNDS] = torch.from_numpy(bounds_of(tensors["segments"].numpy()))
-        tensors["labels"] = torch.tensor([example.label for example in examples])
-        source = np.array([example.key.source for example in examples], np.int64)
-        tensors["sources"] = one_hot(source, sources)
-        filled = np.array([np.count_nonzero(example.segments) for example in examples])
-        return batch_of(tensors, source, np.ones_like(source), filled, sources)
+        return padded_batch(examples, self.padding, sources)
 
     def loss(self, learner: "LearnerModule", tensors: Mapping[str, "Tensor"]) -> "Loss":
         """Cross-entropy of each row's class."""
@@ -88,6 +77,22 @@ class Classification:
             yield self._recorded
         finally:
             self._recorded = None
+
+
+def padded_batch(examples: Sequence[Example], padding: int, sources: int) -> "Batch":
+    """Labelled rows of unequal length as a Batch; ``padding``: the id that fills it up."""
+    import torch
+
+    longest = max(len(example.tokens) for example in examples)
+    width = -(-longest // WIDTH_STEP) * WIDTH_STEP
+    fills = {"tokens": padding, "segments": 0, "positions": 0}
+    tensors = {name: _padded(examples, name, (width, fill)) for name, fill in fills.items()}
+    tensors[BOUNDS] = torch.from_numpy(bounds_of(tensors["segments"].numpy()))
+    tensors["labels"] = torch.tensor([example.label for example in examples])
+    source = np.array([example.key.source for example in examples], np.int64)
+    tensors["sources"] = one_hot(source, sources)
+    filled = np.array([np.count_nonzero(example.segments) for example in examples])
+    return batch_of(tensors, source, np.ones_like(source), filled, sources)
 
 
 def _padded(examples: Sequence[Example], field: str, shape: tuple[int, int]) -> "Tensor":

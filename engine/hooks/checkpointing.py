@@ -148,9 +148,8 @@ class CheckpointHook(Hook):
         self._saved_step = progress.step or None
         if backend.rank == 0:
             self._lines.cut_after(progress.step or BEFORE_ALL)
-        preflight.check(
-            self._root, backend, self._policy, self._steps, self._ranks, self.wishes.most
-        )
+        beside = self.wishes.most
+        preflight.check(self._root, backend, self._policy, self._steps, self._ranks, beside)
 
     def after_step(self, backend: Backend, progress: Progress, record: StepRecord) -> None:
         """Save if it is time.

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from configs.errors import NumericalError, RecipeError
 from engine.forgetting import (
@@ -21,29 +21,12 @@ from engine.forgetting import (
     rate,
 )
 from engine.hooks.measured import Measured
+from engine.hooks.noise import HeldOut, measured_base
 from engine.hooks.numbers import BEFORE_ALL, JsonLines, Sink
-from engine.hooks.validation import held_out_loss, turns
 from engine.leaving import Finish, GoBack, GoOn, Leave
-from engine.protocols import Backend, Batch, Hook, Progress, StepRecord
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from engine.protocols import Backend, Hook, Progress, StepRecord
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """The set that must not be forgotten.
-
-    Attributes:
-        batches: (number of the draw) -> its rows with their masks; 0: those of every measurement.
-        rows: the same rows as those of draw 0, each as a source of its own.
-    """
-
-    batches: Callable[[int], Sequence[Batch]]
-    rows: Callable[[], Sequence[Batch]]
 
 
 Raise = Callable[[int, str, float], None]
@@ -88,7 +71,7 @@ class ForgettingHook(Hook):
 
     name = "forgetting"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- what is watched, what it may change, who is told
         self,
         config: ForgettingConfig,
         path: Path,
@@ -153,7 +136,11 @@ class ForgettingHook(Hook):
             kept = step if self._seen == step else step - 1
             self._lines.cut_after(kept if step else BEFORE_ALL)
         if self._base is None:
-            self._measure_base(backend, step)
+            found = measured_base(
+                backend, self._held_out, self._config, lambda: self._may_turn(step)
+            )
+            if found is not None:
+                self._base, self._noise = found.loss, found.noise
         self._look(step)
 
     def after_step(self, backend: Backend, progress: Progress, record: StepRecord) -> None:
@@ -234,45 +221,6 @@ class ForgettingHook(Hook):
         """After everything was put back to ``step``: on at a lower rate."""
         self._went_back += (_WentBack(asked.at, step, asked.multiple, asked.factor),)
 
-    def _measure_base(self, backend: Backend, step: int) -> None:
-        """The base's loss and noise; neither, if the run is to end first."""
-
-        def may_turn() -> bool:
-            return self._may_turn(step)
-
-        given = self._held_out.batches(0)
-        losses: list[float | None] = []
-        for number in range(1 + self._config.draws):
-            batches = given if number == 0 else self._held_out.batches(number)
-            if number == 1 and _same(given, batches):
-                break
-            found = held_out_loss(backend, batches, may_turn)
-            if found is None:
-                return
-            losses.append(found["loss"])
-        finite = [loss for loss in losses if loss is not None]
-        if len(finite) < len(losses):
-            msg = (
-                f"step {step}: the loss of the base on {self._config.set} is not finite, or it "
-                "has no targets"
-            )
-            raise NumericalError(msg)
-        sigmas = self._config.sigmas
-        if len(finite) > 1:
-            noise = NoiseFloor.of_draws(finite[1:], sigmas)
-        else:
-            rows = row_losses(backend, self._held_out.rows(), may_turn)
-            if rows is None:
-                return
-            noise = NoiseFloor.of_rows(rows.sums, rows.counts, sigmas)
-        if not noise.floor > 0:
-            msg = (
-                f"forgetting: the loss on {self._config.set} is the same for all {noise.samples} "
-                f"draws of {noise.kind}: no noise can be told; give more validation.rows"
-            )
-            raise NumericalError(msg)
-        self._base, self._noise = finite[0], noise
-
     def _look(self, step: int) -> None:
         loss = self._measured.at(f"validation/{self._config.set}/loss", step)
         if loss is None or self._base is None or self._noise is None or self._seen == step:
@@ -284,8 +232,8 @@ class ForgettingHook(Hook):
             self._within = step
         above = self._config.above
         taken = [asdict(each) | {"do": "roll_back"} for each in self._went_back[self._told :]]
-        for action in most_decisive([above[number] for number in self._rungs.due(multiple)]):
-            taken.append(self._act(action, step, multiple))
+        due = most_decisive([above[number] for number in self._rungs.due(multiple)])
+        taken += [self._act(action, step, multiple) for action in due]
         self._told = len(self._went_back)
         self._write(step, loss, change, taken)
 
@@ -348,46 +296,3 @@ class ForgettingHook(Hook):
         self._lines.append({"step": step, "loss": loss, **numbers, "actions": list(actions)})
         for sink in self._sinks:
             sink.write("forgetting", step, numbers)
-
-
-@dataclass(frozen=True, slots=True)
-class RowLosses:
-    """Of the same rows in the same order, fp64 [rows]: summed losses, and numbers of targets."""
-
-    sums: "NDArray[np.float64]"
-    counts: "NDArray[np.float64]"
-
-
-def row_losses(
-    backend: Backend, batches: Sequence[Batch], may_turn: Callable[[], bool] = lambda: True
-) -> RowLosses | None:
-    """Losses row by row, of batches in which each row is a source; every rank must call it.
-
-    None: ``may_turn``, which is asked before each batch, said no.
-    """
-    import torch
-
-    sizes = [len(batch.source_counts) for batch in batches]
-    firsts = [sum(sizes[:number]) for number in range(len(sizes))]
-    total = torch.zeros(2, sum(sizes), dtype=torch.float64, device=backend.device)
-    for index, batch in turns(backend, batches):
-        if not may_turn():
-            return None
-        loss = backend.evaluate(batch)
-        if index < len(batches):
-            part = slice(firsts[index], firsts[index] + sizes[index])
-            total[0, part] = loss.by_source.double()
-            total[1, part] = torch.tensor(batch.source_counts, dtype=torch.float64).to(total)
-    sums, counts = backend.sum_over_ranks(total).cpu().numpy()
-    return RowLosses(sums, counts)
-
-
-def _same(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
-    """Whether two draws are the same, tensor for tensor: then nothing is drawn."""
-    import torch
-
-    return all(
-        torch.equal(value, right.tensors[name])
-        for left, right in zip(one, other, strict=True)
-        for name, value in left.tensors.items()
-    )

@@ -129,11 +129,16 @@ class TokenStream:
             rows: of the whole run.
 
         Raises:
-            RecipeError: no block begins before the run ends, or the sources would not last.
+            RecipeError: the source was raised before and nothing has been read under that, no
+                block begins before the run ends, or the sources would not last.
         """
         after = self.order.unskipped(index)
-        stream = self._raised((*self.more, Raised(after, source, factor)))
         block = self.order.mixture.block
+        begun = [-(-each.after // block) * block for each in self.more if each.source == source]
+        if begun and begun[-1] >= after:
+            msg = f"the weight of '{source}' was raised before, which holds from row {begun[-1]} on"
+            raise RecipeError(msg)
+        stream = self._raised((*self.more, Raised(after, source, factor)))
         first, end = -(-after // block) * block, stream.order.unskipped(rows)
         there = stream.order.rows
         if first >= end:

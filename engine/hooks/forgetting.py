@@ -258,7 +258,7 @@ class ForgettingHook(Hook):
                 self._raise(step, action.source, action.factor)
                 self._goes_on_at = step
             except RecipeError as error:
-                then, numbers["refused"] = f"more replay is not possible: {error}", str(error)
+                then, numbers["refused"] = f"no more replay: {error}", str(error)
         if "refused" not in numbers:
             self._done[action.do] += 1
         if self._is_first:

@@ -658,3 +658,13 @@ def test_a_disk_that_fills_up_at_any_write(
     monkeypatch.undo()
     assert found_step(root) == 8
     assert not leftovers(root)
+
+
+def test_pruning_spares_what_may_be_gone_back_to_or_asked_for(root: Path) -> None:
+    for step in (12, 16, 20, 24):
+        save_step(root, step)
+    # A run that resumes from 20 may ask for 16, one from 8 for 4; what came after 9 is in doubt.
+    best = {20: 16, 16: 16, 12: 12, 24: 24, 8: 4}
+    prune(root, keep=2, newest=24, in_doubt=(9, 30), needs=best.get)
+    stays = ["step-16", "step-20", "step-24", "step-4", "step-8"]
+    assert sorted(entry.name for entry in root.glob("step-*")) == stays

@@ -1,6 +1,7 @@
 """A backend that only adds over ranks, and records and batches with known numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ SOURCES = ("general", "domain")
 
 
 class FakeBackend:
-    """One rank of several threads, or the only one; ``evaluate`` gives the batch's ``loss``."""
+    """One rank of several threads, or the only one; ``evaluate`` gives the batch's ``loss``.
+
+    Under ``swapped`` weights it gives half of that.
+    """
 
     device = torch.device("cpu")
 
@@ -23,6 +27,7 @@ class FakeBackend:
         self.world = ranks.world() if ranks else 1
         self.reductions = 0
         self.evaluated = 0
+        self.scale = 1.0
 
     def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         self.reductions += 1
@@ -33,8 +38,15 @@ class FakeBackend:
 
     def evaluate(self, batch: Batch) -> Loss:
         self.evaluated += 1
-        total = batch.tensors["loss"]
+        total = self.scale * batch.tensors["loss"]
         return Loss(total, total.reshape(1), total.reshape(1, 1) / 2)
+
+    @contextmanager
+    def swapped(self, key: str) -> Iterator[None]:
+        assert key == "ema"
+        self.scale = 0.5
+        yield
+        self.scale = 1.0
 
 
 class FixedThroughput(Throughput):

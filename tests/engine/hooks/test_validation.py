@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from configs.errors import NumericalError
-from engine.hooks import ValidationHook
+from configs.errors import NumericalError, RecipeError
+from engine.hooks import Measured, ValidationHook
 from engine.protocols import Progress
 from tests.engine.checkpoint.fakes import ThreadRank, on_ranks
 from tests.engine.hooks.fakes import FakeBackend, Kept, record, scored
@@ -101,3 +101,49 @@ def test_what_is_made_good_twice_is_one_line(tmp_path: Path) -> None:
         resumed.load_state_dict({"is_owed": True})
         drive(resumed, FakeBackend(), 9, 9)
     assert [line["step"] for line in lines(path)] == [0, 4, 8]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_rank_knows_what_was_measured_of_weights_and_average(
+    tmp_path: Path, world: int
+) -> None:
+    def act(ranks: ThreadRank) -> list[float | None]:
+        known = Measured()
+        asked = hook(tmp_path / "v.jsonl", measured=known, measures=("accuracy",), average="ema")
+        drive(asked, FakeBackend(ranks), 1, 4)
+        ends = ("loss", "accuracy", "average/loss", "average/accuracy")
+        return [known.at(f"validation/general/{end}", 4) for end in ends]
+
+    # The fake's accuracy is half its loss, and its average's loss, too.
+    assert on_ranks(world, act) == [pytest.approx([0.9, 0.45, 0.45, 0.225])] * world
+    first, last = lines(tmp_path / "v.jsonl")
+    assert last["sets"]["domain"] == {
+        "loss": 0.5,
+        "accuracy": 0.25,
+        "targets": 3,
+        "average": {"loss": 0.25, "accuracy": 0.125},
+    }
+    # Before the first step the average is the weights.
+    assert first["sets"]["domain"]["average"] == {"loss": 0.5, "accuracy": 0.25}
+
+
+def test_an_average_that_is_broken_off_is_owed(tmp_path: Path) -> None:
+    turns = iter([True] * 4 + [True] * 4 + [False])
+    stopped = hook(tmp_path / "v.jsonl", average="ema", goes_on=lambda step: next(turns))
+    backend = FakeBackend()
+    drive(stopped, backend, 1, 4)
+    assert [line["step"] for line in lines(tmp_path / "v.jsonl")] == [0]
+    assert stopped.state_dict() == {"is_owed": True}
+    assert backend.scale == 1
+
+
+def test_what_was_measured_is_known_by_path_and_step() -> None:
+    known = Measured()
+    known.tell("validation", 3, {"general": {"loss": 1.5, "targets": 7, "note": None}})
+    assert known.at("validation/general/loss", 3) == 1.5
+    assert known.at("validation/general/loss", 4) is None
+    assert known.at("probe/task/macro_f1", 3) is None
+    with pytest.raises(RecipeError, match="there are validation/general/loss, validation/general/"):
+        known.at("validation/general/accuracy", 3)
+    known.forget()
+    assert known.at("validation/general/loss", 3) is None

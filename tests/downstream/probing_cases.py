@@ -39,3 +39,17 @@ def stage(place: Path, **changes: Any) -> ProbedPretraining:
 
 def context(place: Path, folder: Path) -> StageContext:
     return tiny.context("dapt", folder, rows=place / "rows")
+
+
+def deciding(place: Path, backend: dict[str, Any]) -> ProbedPretraining:
+    """All that measures and decides at once; it ends early."""
+    return stage(
+        place,
+        backend=backend,
+        averaging={"name": "ema", "decay": 0.5},
+        validation={"every": 2, "rows": 12, "sets": {"kept": str(place / "general")}},
+        forgetting={"set": "kept", "above": [{"floors": 0.01, "do": "lower_rate"}]},
+        choose={"by": "probe/parts/accuracy", "patience": 2, "least_change": 1.0},
+        checkpoint={"every": 3, "keep": 1},
+        steps=12,
+    )

@@ -93,7 +93,6 @@ def validation(
     asked = parts.stage.validation
     if asked is None:
         return []
-    averaging = parts.stage.averaging if asked.average else None
     hook = ValidationHook(
         parts.context.folder / "validation.jsonl",
         {name: held_out.batches(name) for name in asked.sets},
@@ -103,7 +102,7 @@ def validation(
         around.oversight.goes_on,
         around.measured,
         parts.objective.measures,
-        averaging.build().keys[0] if averaging else None,
+        parts.backend.average_key if asked.average else None,
     )
     return [hook]
 

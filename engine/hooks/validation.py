@@ -70,7 +70,7 @@ class ValidationHook(MeasuringHook):
             # The average begins as the weights.
             averages: dict[str, Any] | None = numbers
         else:
-            with backend.swapped(self._average):  # type: ignore[attr-defined]
+            with backend.swapped(self._average):
                 averages = self._of_present_weights(backend, step, may_turn)
         if averages is None:
             return None

@@ -50,9 +50,9 @@ def test_a_hook_that_the_checkpoint_does_not_know_begins_anew(
         step=4,
         restore=lambda backend: backend,
     )
-    parts = SimpleNamespace(
-        frozen=None, stream=SimpleNamespace(resume=lambda cursor: cursor), backend="restored"
-    )
+    stream = SimpleNamespace(resume=lambda cursor: cursor)
+    stream.following = lambda cursor: stream
+    parts = SimpleNamespace(frozen=None, stream=stream, backend="restored")
     known, later = Remembers("a"), Remembers("guard")
     assert training.restore(parts, [known, later], found) == "restored"  # type: ignore[arg-type]
     assert known.given == [{"seen": 3}]

@@ -14,8 +14,10 @@ PROBE = {"task": "stage:rows", "every": 2, "rows": {"train": 60, "dev": 30}, "le
 def prepare(place: Path) -> Path:
     """A model with dropout, text to train on, text to keep, and a task."""
     model = tiny.model_folder(place / "model", hidden_dropout_prob=0.1)
+    half = tiny.WORDS // 2
+    # Who learns the one unlearns the words of the other.
     for seed, name in enumerate(("domain", "general")):
-        tiny.shard_folder(place / name, model, seed)
+        tiny.shard_folder(place / name, model, seed, (seed * half, (seed + 1) * half))
     tiny.task_folder(place)
     return place
 

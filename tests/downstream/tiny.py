@@ -85,14 +85,16 @@ def model_folder(
     return folder
 
 
-def shard_folder(folder: Path, tokenizer: Path, seed: int) -> Path:
-    """Held-out text: 40 documents."""
+def shard_folder(
+    folder: Path, tokenizer: Path, seed: int, words: tuple[int, int] = (0, WORDS)
+) -> Path:
+    """Held-out text: 40 documents of the words of a range."""
     from data_pipeline.shards import ShardWriter
     from data_pipeline.tokenization import tokenizer_record
 
     rng = np.random.default_rng(seed)
     lengths = rng.integers(5, 40, 40).astype(np.int32)
-    tokens = rng.integers(5, 5 + WORDS, lengths.sum())
+    tokens = rng.integers(5 + words[0], 5 + words[1], lengths.sum())
     with ShardWriter(folder, tokenizer_record(tokenizer)) as writer:
         writer.write(tokens, lengths, np.full(len(tokens), WORD_START, np.uint8))
         writer.finish({})

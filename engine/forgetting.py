@@ -71,7 +71,12 @@ class ForgettingConfig(Config):
     """
 
     set: str = Field(description="of validation.sets: the one that must not be forgotten")
-    draws: int = Field(8, ge=2, description="further draws of masks that the noise is measured by")
+    draws: int = Field(
+        8,
+        ge=2,
+        description="further draws of masks that the noise is measured by; where nothing is masked the "
+        "rows take their place",
+    )
     sigmas: float = Field(
         2.0, gt=0, allow_inf_nan=False, description="the floor, in standard deviations of the noise"
     )

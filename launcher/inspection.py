@@ -199,11 +199,14 @@ def export_from(
 ) -> dict[str, Any]:
     """A model of a run as a Hugging Face folder, loaded back and compared.
 
+    ``step`` None: the one that the stage has chosen, else that of the newest checkpoint.
+
     Raises:
         RecipeError: no such pretraining stage, or it keeps no average of its weights.
         CheckpointError: no such checkpoint, a damaged one, or one of another recipe.
     """
     from engine.checkpoint import newest
+    from engine.choice import read_choice
     from engine.exporting import export_step
     from engine.pretraining import PretrainStage
     from launcher.recipe import load_recipe
@@ -220,7 +223,8 @@ def export_from(
     if found is None:
         msg = f"{context.folder / 'checkpoints'}: no checkpoint yet; run stage {name} first"
         raise CheckpointError(msg)
-    chosen = found.step if step is None else step
+    ended = read_choice(context.folder) or {"step": found.step}
+    chosen = ended["step"] if step is None else step
     fingerprint = export_step(stage, context, chosen, target, weights)
     facts = {"folder": str(target), "stage": name, "step": chosen, "weights": weights}
     return facts | {"fingerprint": fingerprint}

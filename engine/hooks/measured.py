@@ -25,13 +25,13 @@ class Measured:
         """The number if it was measured after that step, None if it was not.
 
         Raises:
-            RecipeError: its kind was measured there, but there is no such number.
+            RecipeError: its set or probe has been measured, but there is no such number.
         """
         known = self._found.get(path)
         if known is not None:
             return known[1] if known[0] == step else None
-        stem = path.rpartition("/")[0]
-        beside = [name for name in self._found if name.rpartition("/")[0] == stem]
+        of_the_same = "/".join([*path.split("/")[:2], ""])
+        beside = [name for name in self._found if name.startswith(of_the_same)]
         if beside:
             msg = f"'{path}' is not measured; there are {', '.join(beside)}"
             raise RecipeError(msg)

@@ -22,6 +22,10 @@ from engine.assemble import assemble
 from engine.checkpoint import open_checkpoint
 from engine.pretraining import PretrainStage
 from engine.training import train_from_newest
+from launcher.chain import enter
+from launcher.inspection import order_table
+from launcher.recipe import Recipe
+from launcher.run_folder import RunFolder
 from tests.engine import tiny
 
 STEPS = 12
@@ -162,6 +166,14 @@ def test_a_killed_run_chooses_and_ends_alike(
     assert (tmp_path / "choice.json").read_text() == (ended / "choice.json").read_text()
 
 
+def test_a_choice_is_there_whatever_the_mode(place: Path, ended: Path, tmp_path: Path) -> None:
+    policy = {"every": 1, "keep": 1, "mode": "async"}
+    asked = stage(place, choose=CHOOSE, checkpoint=policy)
+    best = go(asked, tmp_path, "sleep@checkpoint.rename:step=1,seconds=0.5")
+    require_same(ended, tmp_path, best)
+    assert steps_kept(tmp_path) == {best, best + 4}
+
+
 def test_to_stop_at_a_forgetting_finishes_the_stage(place: Path, tmp_path: Path) -> None:
     asked = watched(place, {"floors": 1, "do": "warn"}, {"floors": 2, "do": "stop"})
     assert go(asked, tmp_path) == 2
@@ -239,6 +251,27 @@ def test_a_run_that_dies_around_a_rollback_ends_alike(
     require_same(rolled_back, tmp_path, STEPS)
 
 
+def test_a_rollback_of_the_guard_takes_the_lower_rate_not_back(
+    place: Path, rolled_back: Path, tmp_path: Path
+) -> None:
+    (back,) = [a for line in lines(rolled_back, "forgetting") for a in line["actions"]]
+    to = back["to"]
+    asked = PretrainStage.model_validate(
+        gentle(place).model_dump(mode="json") | {"guard": {"patience": 2}}
+    )
+    # The steps behind the checkpoint that the run has gone back to, when it comes to them again.
+    go(asked, tmp_path, f"nan@loss:step={to},nth=2;nan@loss:step={to + 1},nth=2")
+    skipped = lines(tmp_path, "skipped")
+    assert [(line["step"], line["avoided"]) for line in skipped] == [
+        (to + 1, True),
+        (to + 2, True),
+    ]
+    rates = [line["lr"] for line in lines(tmp_path, "metrics")]
+    assert rates == pytest.approx([1e-3] * to + [1e-4] * (STEPS - to))
+    told = [line["done"]["roll_back"] for line in lines(tmp_path, "forgetting")]
+    assert told == [int(2 * n > to) for n in range(7)]
+
+
 def test_rollbacks_have_a_limit_and_need_a_checkpoint(place: Path, tmp_path: Path) -> None:
     with pytest.raises(NumericalError, match="there have been 1 rollbacks of 1"):
         go(gentle(place, factor=0.99), tmp_path / "again")
@@ -250,7 +283,7 @@ LARGE = {"train_batch_size": 512, "train_micro_batch_size_per_gpu": 512}
 MORE = {"floors": 1, "do": "more_replay", "source": "general", "factor": 4.0}
 
 
-def large(place: Path, *above: dict[str, Any], **data: Any) -> PretrainStage:
+def large(place: Path, *above: dict[str, Any], steps: int = 4, **data: Any) -> PretrainStage:
     return watched(
         place,
         *above,
@@ -258,7 +291,7 @@ def large(place: Path, *above: dict[str, Any], **data: Any) -> PretrainStage:
         backend={"name": "plain", "config": LARGE},
         validation={"every": 1, "rows": 16, "sets": {"kept": str(place / "held_out")}},
         checkpoint={"every": 2, "keep": 5},
-        steps=4,
+        steps=steps,
     )
 
 
@@ -285,6 +318,25 @@ def test_more_replay_is_as_if_the_recipe_had_named_the_change(place: Path, tmp_p
             getattr(stream.order(index), field), getattr(named.order(index), field)
         )
     assert stream.fingerprint == named.fingerprint
+
+
+def test_the_order_that_is_shown_is_the_one_that_was_read(place: Path, tmp_path: Path) -> None:
+    later = {"after": 512, "weights": {"domain": 9, "general": 4}}
+    shown = []
+    for name, asked in (
+        ("decided", large(place, MORE, steps=3)),
+        ("named", large(place, changes=[later], steps=3)),
+    ):
+        stages = {"dapt": asked.model_dump(mode="json")}
+        recipe = Recipe.model_validate(
+            {"name": name, "output": str(tmp_path / name), "stages": stages}
+        )
+        entered = enter(recipe, RunFolder(tmp_path / name), "dapt")
+        assert entered is not None
+        if name == "decided":
+            train_from_newest(assemble(recipe.stages["dapt"], entered))
+        shown.append(order_table(recipe, "dapt", range(3), 1))
+    assert shown[0] == shown[1]
 
 
 @pytest.mark.parametrize("point", ["optimizer:step=1", "optimizer:step=3"])

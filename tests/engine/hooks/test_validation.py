@@ -145,5 +145,7 @@ def test_what_was_measured_is_known_by_path_and_step() -> None:
     assert known.at("probe/task/macro_f1", 3) is None
     with pytest.raises(RecipeError, match="there are validation/general/loss, validation/general/"):
         known.at("validation/general/accuracy", 3)
+    with pytest.raises(RecipeError, match="'validation/general/average/loss' is not measured"):
+        known.at("validation/general/average/loss", 3)
     known.forget()
     assert known.at("validation/general/loss", 3) is None

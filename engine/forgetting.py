@@ -74,8 +74,10 @@ class ForgettingConfig(Config):
     draws: int = Field(
         8,
         ge=2,
-        description="further draws of masks that the noise is measured by; where nothing is masked the "
-        "rows take their place",
+        description=(
+            "further draws of masks that the noise is measured by; where nothing is masked the "
+            "rows take their place"
+        ),
     )
     sigmas: float = Field(
         2.0, gt=0, allow_inf_nan=False, description="the floor, in standard deviations of the noise"

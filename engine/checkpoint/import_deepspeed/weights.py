@@ -97,7 +97,7 @@ class ImportedState:
         self, average: "WeightAverage", name: str, parameter: Parameter
     ) -> Iterator[Fragment]:
         for piece in parameter.states[WEIGHT]:
-            state: dict[str, Any] = {}
+            state = {key: piece.values.float().clone() for key in average.keys}
             average.start(piece.values, state)
             for key, tensor in state.items():
                 yield Fragment(name, key, parameter.shape, piece.start, tensor)

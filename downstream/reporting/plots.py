@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+_FEW = 3
+"""Fewer arms are compared more easily bar by bar."""
+
+
 def draw(facts: Facts) -> list[Plot]:
     """Every figure that the facts have data for, in the report's order."""
     from matplotlib import rc_context
@@ -19,7 +23,7 @@ def draw(facts: Facts) -> list[Plot]:
     with rc_context(STYLE):
         plots = [_scores(facts), _differences(facts)]
         if facts.evaluation["language_model"] is not None:
-            plots.append(_gain_and_forgetting(facts))
+            plots += [_gain_and_forgetting(facts), _trade(facts)]
         if facts.gap is not None:
             plots += draw_gap(facts.gap)
         if any(curve.metrics for curve in facts.curves):
@@ -112,6 +116,70 @@ def _gain_and_forgetting(facts: Facts) -> Plot:
         f"{measured['forgetting_on']} to the right: forgetting. Whiskers: intervals over rows."
     )
     return finish("language_model", caption, figure)
+
+
+def _trade(facts: Facts) -> Plot | None:
+    """Gain against forgetting, a dot an arm; None where they are not two sets and several arms."""
+    measured = facts.evaluation["language_model"]
+    gain, forgetting = measured["gain_on"], measured["forgetting_on"]
+    arms = [arm for arm in measured["arms"] if arm != facts.evaluation["baseline"]]
+    if gain == forgetting or len(arms) < _FEW:
+        return None
+    figure = new_figure(4.6)
+    axes = figure.subplots()
+    axes.axhline(0, color="#bbbbbb", linewidth=0.8)
+    axes.axvline(0, color="#bbbbbb", linewidth=0.8)
+    places = []
+    for index, arm in enumerate(arms):
+        lost, won = (measured["sets"][name]["arms"][arm] for name in (forgetting, gain))
+        x, y = lost["change"], -won["change"]
+        axes.errorbar(
+            x,
+            y,
+            xerr=[[x - lost["low"]], [lost["high"] - x]],
+            yerr=[[won["high"] + y], [-y - won["low"]]],
+            fmt="o",
+            color=COLOURS[index % len(COLOURS)],
+            markersize=5,
+            linewidth=0.8,
+            alpha=0.85,
+        )
+        places.append((x, y))
+    figure.draw_without_rendering()
+    for arm, place, lift in zip(arms, places, _lifts(axes, places), strict=True):
+        axes.annotate(
+            arm,
+            place,
+            xytext=(8, lift),
+            textcoords="offset points",
+            fontsize=8,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.5},
+        )
+    axes.set_xlabel(f"forgetting: rise of the loss on {forgetting}, nats a target")
+    axes.set_ylabel(f"gain: fall of the loss on {gain}, nats a target")
+    axes.margins(x=0.15)
+    caption = (
+        f"Higher is more gained on {gain}, further left is less forgotten of {forgetting}, both "
+        f"against {facts.evaluation['baseline']}. Whiskers: intervals over rows."
+    )
+    return finish("trade", caption, figure)
+
+
+def _lifts(axes: "Axes", places: Sequence[tuple[float, float]]) -> list[float]:
+    """How far above its dot each label stands, in points, so that none covers another."""
+    height, width = 9.5, 75.0
+    scale = 72 / axes.figure.dpi
+    taken: list[tuple[float, float]] = []
+    lifts = [0.0] * len(places)
+    for index in sorted(range(len(places)), key=lambda index: places[index][1]):
+        x, y = (float(value) * scale for value in axes.transData.transform(places[index]))
+        at = y
+        while any(abs(x - other) < width and abs(at - line) < height for other, line in taken):
+            at += 1.0
+        taken.append((x, at))
+        lifts[index] = at - y
+    return lifts
 
 
 def _curves(facts: Facts) -> Plot:

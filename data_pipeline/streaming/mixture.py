@@ -126,6 +126,12 @@ class Mixture:
         found: list[int] = counts.tolist()
         return found
 
+    def shares(self, row: int) -> list[float]:
+        """The share of each source among the rows of a row's block."""
+        first = [phase.first_block for phase in self.phases]
+        quota = self.phases[max(0, bisect_right(first, row // self.block) - 1)].quotas
+        return [each / sum(quota) for each in quota]
+
     def drawn_from(self, row: int) -> list[bool]:
         """Whether each source is drawn in the block of a row or later."""
         first = [phase.first_block for phase in self.phases]

@@ -222,6 +222,10 @@ class TokenStream:
         """The rows at any global indices, int [n]."""
         return self.reader.read(self.order(indices))
 
+    def shares(self, index: int) -> list[float]:
+        """Which share of the rows around a global index the mixture asks of each source."""
+        return self.order.mixture.shares(self.order.unskipped(index + 1) - 1)
+
     def cursor(self, index: int) -> Cursor:
         """The place where the rows before global index ``index`` have been consumed."""
         states = [

@@ -1,7 +1,7 @@
 """Training metrics: one line a logged step, read from the device and the other ranks only then."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from configs.errors import NumericalError
 from engine.hooks.numbers import BEFORE_ALL, JsonLines, Sink
+from engine.hooks.starts import Starts
 from engine.hooks.throughput import Throughput
+from engine.hooks.vitals import Vitals
 from engine.protocols import Backend, Hook, Progress, StepRecord
 
 if TYPE_CHECKING:
@@ -22,19 +24,22 @@ class _Window:
     """Global sums since the last line; exact (fp64 sums of fp32 losses), wherever it is cut.
 
     Attributes:
-        losses: [1 + S]: summed loss, whole and by source.
+        losses: [1 + S + M*S]: summed loss, whole and by source; then each measure by source.
         counts: [2 + 2S]: targets, tokens, targets by source, tokens by source.
         seconds: wall time of the steps.
+        steps: how many there were, skipped ones counted.
     """
 
     losses: list[float]
     counts: list[float]
     seconds: float = 0.0
+    steps: int = 0
 
-    def add(self, losses: Sequence[float], counts: Sequence[float], seconds: float) -> None:
-        self.losses = [a + b for a, b in zip(self.losses, losses, strict=True)]
-        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
-        self.seconds += seconds
+    def add(self, other: "_Window") -> None:
+        self.losses = [a + b for a, b in zip(self.losses, other.losses, strict=True)]
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.seconds += other.seconds
+        self.steps += other.steps
 
 
 @dataclass
@@ -68,19 +73,32 @@ class _Kept:
 class MetricsHook(Hook):
     """Writes ``metrics.jsonl``; the loss is the mean over all targets since the line before.
 
-    A line: step, loss, lr, grad_norm (of that step, before clipping), tokens and seconds (since the
-    run's first step), skipped (steps since the first that changed nothing), tokens_per_second,
-    tflops (of the model, a rank's) and mfu (since the line before), and for each source its tokens
-    (since the first step), loss and share of the tokens (since the line before). Losses, targets
-    and tokens of skipped steps do not count. ``null`` stands where there is no number: no target of
-    that source, no gradient.
+    A line:
+        step, loss, and each measure of the objective, such as accuracy: as the loss is.
+        lr and rates: the peak group's rate, and that of each group of parameters.
+        grad_norm: of that step, before clipping, and update_norm: of the change of all weights.
+        loss_scale: fp16's.
+        tokens, seconds, skipped: tokens, wall time, and steps that changed nothing, since the
+            run's first step; restarts: of the stage, whether or not they came to save anything.
+        tokens_per_second, tflops (of the model, a rank's), mfu, step_seconds (of all a step's
+            time), data_wait (seconds of them for which the slowest rank waited for data): since
+            the line before.
+        memory: GiB of the rank that has most: ``host`` and ``device`` now, ``host_peak`` and
+            ``device_peak`` since its process began.
+        sources: for each its tokens (since the first step), loss, measures and share of the tokens
+            (since the line before), and the share of the rows that the mixture asks for now.
 
-    Stands before the checkpoint hook, so that its state covers the step that is saved.
+    Losses, targets and tokens of skipped steps do not count. ``null`` stands where there is no
+    number: no target of that source, no gradient, no such device. Beside it ``starts.jsonl`` has a
+    line for each start of the stage.
+
+    Stands before the checkpoint hook, so that its state covers the step that is saved. It is an
+    observer of the loop besides.
     """
 
     name = "metrics"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- what is measured, and who is told
         self,
         path: Path,
         sources: Sequence[str],
@@ -88,9 +106,27 @@ class MetricsHook(Hook):
         steps: int,
         throughput: Throughput,
         sinks: Sequence[Sink] = (),
+        *,
+        measures: Sequence[str] = (),
+        asked: Callable[[int], Sequence[float]] | None = None,
     ) -> None:
-        """Set up; a line every ``every`` steps and after step ``steps``, the run's last."""
+        """Set up.
+
+        Args:
+            path: the file.
+            sources: their names, in the recipe's order.
+            every: steps between two lines.
+            steps: the run's last step, which gets a line, too.
+            throughput: counts the model's FLOPs.
+            sinks: who gets the numbers, too, as kind ``train``.
+            measures: names of what the objective tells beside the loss.
+            asked: finished steps -> the share of the rows that each source is to have by then.
+        """
         self._lines = JsonLines(path)
+        self._starts = Starts(path.with_name("starts.jsonl"))
+        self._vitals = Vitals()
+        self._measures = list(measures)
+        self._asked = asked
         self._sources = list(sources)
         self._every = every
         self._steps = steps
@@ -102,13 +138,20 @@ class MetricsHook(Hook):
         self._backend: Backend | None = None
         self._step = 0
 
+    def enter(self, phase: str, step: int) -> None:
+        """The main thread begins a phase."""
+        del step
+        self._vitals.enter(phase)
+
     def on_start(self, backend: Backend, progress: Progress) -> None:
         """Cut away what lies after the checkpoint; measure the device."""
         self._backend = backend
         self._step = progress.step
         if backend.rank == 0:
             self._lines.cut_after(progress.step or BEFORE_ALL)
+        self._starts.note(backend, progress)
         self._throughput.start(backend)
+        backend.measure_update = self._is_logged(progress.step + 1)
 
     def after_step(self, backend: Backend, progress: Progress, record: StepRecord) -> None:
         """Keep the record; at a logged step read them all.
@@ -120,9 +163,13 @@ class MetricsHook(Hook):
         self._records.append(_Kept(progress.step, record))
         self._totals.skipped += record.skipped
         self._step = progress.step
-        if progress.step % self._every == 0 or progress.step == self._steps:
+        if self._is_logged(progress.step):
             self._read(backend)
             self._write(backend, record)
+        backend.measure_update = self._is_logged(progress.step + 1)
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self._every == 0 or step == self._steps
 
     def on_end(self, backend: Backend, progress: Progress) -> None:
         """Bring the file to the disk."""
@@ -139,7 +186,7 @@ class MetricsHook(Hook):
         window, totals = self._window, self._totals
         return {
             "sources": self._sources,
-            "window": {"losses": window.losses, "counts": window.counts, "seconds": window.seconds},
+            "window": asdict(window),
             "tokens": totals.tokens,
             "seconds": totals.seconds,
             "source_tokens": totals.source_tokens,
@@ -159,7 +206,7 @@ class MetricsHook(Hook):
 
     def _empty(self) -> _Window:
         size = len(self._sources)
-        return _Window([0.0] * (1 + size), [0.0] * (2 + 2 * size))
+        return _Window([0.0] * (1 + size + size * len(self._measures)), [0.0] * (2 + 2 * size))
 
     def _read(self, backend: Backend) -> None:
         """Sum what is pending over steps and ranks, and fetch it."""
@@ -170,8 +217,10 @@ class MetricsHook(Hook):
         if any(kept.must_be_finite for kept in self._records):
             summed = self._sums(backend)
         seconds = sum(kept.record.seconds for kept in self._records)
+        summed.steps = len(self._records)
         # Reading waits for the device: the time of steps that were only queued until now.
-        self._window.add(summed.losses, summed.counts, seconds + perf_counter() - began)
+        summed.seconds = seconds + perf_counter() - began
+        self._window.add(summed)
         self._records = []
 
     def _sums(self, backend: Backend) -> _Window:
@@ -180,7 +229,7 @@ class MetricsHook(Hook):
 
         looked_at = [kept for kept in self._records if kept.must_be_finite]
         learned = [kept.record for kept in looked_at if kept.counts]
-        rows = torch.stack([kept.record.losses for kept in looked_at]).double()
+        rows = torch.stack([_all_sums(kept.record) for kept in looked_at]).double()
         bad = torch.cat([(~rows.isfinite()).double(), _bad_norms(looked_at, rows.device)], dim=1)
         counted = [number for number, kept in enumerate(looked_at) if kept.counts]
         mine = torch.cat([rows[counted].sum(0), bad.sum().reshape(1)])
@@ -198,7 +247,8 @@ class MetricsHook(Hook):
         first = next(number for number, row in enumerate(bad) if any(row))
         step, (*losses, norm) = steps[first], bad[first]
         what = "gradient" if norm and not any(losses) else "loss"
-        names = [name for name, count in zip(self._sources, losses[1:], strict=True) if count]
+        by_source = losses[1 : 1 + len(self._sources)]
+        names = [name for name, count in zip(self._sources, by_source, strict=True) if count]
         return (
             f"step {step}: the {what} is not finite"
             f"{' on rows of ' + ', '.join(names) if names else ''}; nothing is saved from here on. "
@@ -208,7 +258,7 @@ class MetricsHook(Hook):
         )
 
     def _write(self, backend: Backend, record: StepRecord) -> None:
-        numbers = self._numbers(record)
+        numbers = self._numbers(record) | self._vitals.take(backend, record.lr)
         self._window = self._empty()
         if backend.rank == 0:
             self._lines.append({"step": self._step, **numbers})
@@ -217,34 +267,60 @@ class MetricsHook(Hook):
 
     def _numbers(self, record: StepRecord) -> dict[str, Any]:
         window, totals = self._window, self._totals
-        size = len(self._sources)
         targets, tokens = window.counts[:2]
-        by_source = window.counts[2 : 2 + size], window.counts[2 + size :]
         totals.tokens += int(tokens)
         totals.seconds += window.seconds
-        totals.source_tokens = [
-            a + int(b) for a, b in zip(totals.source_tokens, by_source[1], strict=True)
-        ]
         norm = float(record.gradient_norm)
         return {
             "loss": _mean(window.losses[0], targets),
+            **self._means(slice(None), targets),
             "lr": record.lr,
             "grad_norm": norm if isfinite(norm) else None,
             "tokens": totals.tokens,
             "seconds": totals.seconds,
             "skipped": totals.skipped,
+            "restarts": self._starts.restarts,
             "tokens_per_second": tokens / window.seconds,
             "tflops": self._throughput.speed(tokens, targets, window.seconds) / 1e12,
             "mfu": self._throughput.utilisation(tokens, targets, window.seconds),
-            "sources": {
-                name: {
-                    "tokens": totals.source_tokens[i],
-                    "loss": _mean(window.losses[1 + i], by_source[0][i]),
-                    "share": _mean(by_source[1][i], tokens),
-                }
-                for i, name in enumerate(self._sources)
-            },
+            "step_seconds": window.seconds / window.steps,
+            "sources": self._by_source(tokens),
         }
+
+    def _by_source(self, tokens: float) -> dict[str, dict[str, Any]]:
+        """Each source's part in the window; ``tokens``: of all."""
+        window, totals, size = self._window, self._totals, len(self._sources)
+        targets, own_tokens = window.counts[2 : 2 + size], window.counts[2 + size :]
+        totals.source_tokens = [
+            a + int(b) for a, b in zip(totals.source_tokens, own_tokens, strict=True)
+        ]
+        asked = self._asked(self._step) if self._asked else [None] * size
+        return {
+            name: {
+                "tokens": totals.source_tokens[i],
+                "loss": _mean(window.losses[1 + i], targets[i]),
+                **self._means(slice(i, i + 1), targets[i]),
+                "share": _mean(own_tokens[i], tokens),
+                "asked": asked[i],
+            }
+            for i, name in enumerate(self._sources)
+        }
+
+    def _means(self, sources: slice, targets: float) -> dict[str, float | None]:
+        """Each measure over these sources, which have so many targets."""
+        size = len(self._sources)
+        starts = range(1 + size, len(self._window.losses), size)
+        return {
+            name: _mean(sum(self._window.losses[start : start + size][sources]), targets)
+            for name, start in zip(self._measures, starts, strict=True)
+        }
+
+
+def _all_sums(record: StepRecord) -> "Tensor":
+    """fp32 [1 + S + M*S]: the losses, then each measure by source."""
+    import torch
+
+    return torch.cat([record.losses, record.measures.reshape(-1)])
 
 
 def _bad_norms(kept: Sequence[_Kept], device: "torch.device") -> "Tensor":

@@ -1,11 +1,16 @@
 """TensorBoard event files of the same numbers that the JSON lines hold."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from configs.errors import ResourceError
 from engine.checkpoint.disk import disk_errors
+from engine.hooks import board_session
+from engine.hooks.board_layout import layout
+from engine.hooks.board_session import Session, Told
+from engine.hooks.board_tags import place, values
 from engine.protocols import Backend, Hook, Progress
 
 _log = logging.getLogger(__name__)
@@ -14,43 +19,53 @@ _log = logging.getLogger(__name__)
 class TensorBoardHook(Hook):
     """A sink for the other hooks; on a resume, events after the checkpoint are purged.
 
-    The numbers are in other files, too: where the disk refuses, some are left out here.
+    ``board_tags`` says under which tag a number stands. The charts of the custom scalars are drawn
+    up anew whenever a tag comes that is not on them yet. The numbers are in other files, too:
+    where the disk refuses, some are left out here.
     """
 
     name = "tensorboard"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, session: Session | None = None, steps: int = 0) -> None:
+        """Set up.
+
+        Args:
+            folder: for the event files.
+            session: what is told of the stage as a whole, once.
+            steps: the run's last step, which ends the session.
+        """
         self._folder = folder
+        self._session = session
+        self._steps = steps
+        self._told = Told(folder)
         self._writer: Any = None
         self._is_lossy = False
 
     def on_start(self, backend: Backend, progress: Progress) -> None:
-        """Open the file on rank 0."""
-        if backend.rank == 0 and self._writer is None:
+        """Open the file on rank 0; tell of the stage what has not been told."""
+        if backend.rank != 0:
+            return
+        if self._writer is None:
             # A run that starts anew voids what one before it wrote and lost.
             with disk_errors(self._folder):
                 self._open(progress.step + 1 if progress.step else 0)
+            self._told = Told.read(self._folder) if progress.step else Told(self._folder)
+        self._attempt(lambda: self._tell_session(progress.step))
 
     def write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
-        """Every number under its path: ``train/sources/domain/loss``; nulls are left out."""
-        try:
-            self._reopen()
-            for tag, value in _flat(kind, numbers):
-                self._writer.add_scalar(tag, value, step)
-        except OSError as error:
-            self._lose(error)
+        """Every number under its tag, words as text; nulls are left out."""
+        self._attempt(lambda: self._write(kind, step, numbers))
 
     def write_text(self, kind: str, step: int, text: str) -> None:
         """A page of Markdown under the name of its kind."""
-        try:
-            self._reopen()
-            self._writer.add_text(kind, text, step)
-        except OSError as error:
-            self._lose(error)
+        self._attempt(lambda: self._writer.add_text(kind, text, step))
 
     def on_end(self, backend: Backend, progress: Progress) -> None:
         """Close the file."""
-        del backend, progress
+        if self._writer is None:
+            return
+        if self._session and self._steps and progress.step == self._steps and backend.rank == 0:
+            self._attempt(lambda: board_session.end(self._writer, progress.step))
         self._try("close")
         self._writer = None
 
@@ -59,9 +74,42 @@ class TensorBoardHook(Hook):
         self._try("flush")
         return {}
 
-    def _reopen(self) -> None:
-        if self._writer is None:
-            self._open(None)
+    def _write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
+        tags = set()
+        for path, value in values(numbers):
+            tag = place(kind, path)
+            if isinstance(value, str):
+                self._writer.add_text(tag, value, step)
+            else:
+                self._writer.add_scalar(tag, value, step)
+                tags.add(tag)
+        if not tags <= self._told.tags:
+            self._told.tags |= tags
+            self._tell_layout(step)
+            self._told.write()
+
+    def _tell_layout(self, step: int) -> None:
+        from torch.utils.tensorboard.summary import custom_scalars
+
+        charts = layout(self._told.tags)
+        if charts:
+            self._writer._get_file_writer().add_summary(custom_scalars(charts), step)
+
+    def _tell_session(self, step: int) -> None:
+        session = self._session
+        if session is None or session.digest == self._told.digest:
+            return
+        board_session.begin(self._writer, session, step)
+        self._told.digest, self._told.settings = session.digest, dict(session.settings)
+        self._told.write()
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        try:
+            if self._writer is None:
+                self._open(None)
+            action()
+        except (OSError, ResourceError) as error:
+            self._lose(error)
 
     def _open(self, purge: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -75,18 +123,9 @@ class TensorBoardHook(Hook):
             except OSError as error:
                 self._lose(error)
 
-    def _lose(self, error: OSError) -> None:
+    def _lose(self, error: Exception) -> None:
         """Its thread has ended with the error; the next number begins another file."""
         self._writer = None
         if not self._is_lossy:
             _log.warning("%s: some numbers are left out: %s", self._folder, error)
         self._is_lossy = True
-
-
-def _flat(prefix: str, numbers: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in numbers.items():
-        tag = f"{prefix}/{name}"
-        if isinstance(value, Mapping):
-            yield from _flat(tag, value)
-        elif value is not None:
-            yield tag, float(value)

@@ -166,6 +166,7 @@ def _require_tokenizer(sha256: str, stream: TokenStream) -> None:
 def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     """Checkpoints come late: what is saved is what the others have seen."""
     from engine import frozen, watching
+    from engine.board_pages import session_of
     from engine.hooks import (
         CheckpointHook,
         Garbage,
@@ -179,10 +180,16 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     from engine.watching import HeldOutRows, Surroundings
 
     stage, folder, steps = parts.stage, parts.context.folder, parts.steps
-    board = TensorBoardHook(folder / "tensorboard")
-    throughput = Throughput(parts.objective.architecture, stage.data.length)
+    board = TensorBoardHook(folder / "tensorboard", session_of(parts), steps)
     metrics = MetricsHook(
-        folder / "metrics.jsonl", parts.stream.sources, stage.log_every, steps, throughput, [board]
+        folder / "metrics.jsonl",
+        parts.stream.sources,
+        stage.log_every,
+        steps,
+        Throughput(parts.objective.architecture, stage.data.length),
+        [board],
+        measures=parts.objective.measures,
+        asked=lambda step: parts.stream.shares(step * parts.batches.global_batch - 1),
     )
     guard = _guard(parts)
     around = Surroundings(oversight, [board], Measured())

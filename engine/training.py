@@ -87,12 +87,13 @@ def _train(
     from engine.batches import Batches
     from engine.delivery import delivery_to
     from engine.forgetting import EasedSchedule
-    from engine.hooks import ForgettingHook, GuardHook, ProfileHook, Stragglers
+    from engine.hooks import ForgettingHook, GuardHook, MetricsHook, ProfileHook, Stragglers
     from engine.loop import train
     from engine.protocols import Run
 
     memory = _memory(parts)
-    timed = [hook.enter for hook in hooks if isinstance(hook, Stragglers | ProfileHook)]
+    watching = MetricsHook | Stragglers | ProfileHook
+    timed = [hook.enter for hook in hooks if isinstance(hook, watching)]
     guard = next((hook for hook in hooks if isinstance(hook, GuardHook)), None)
     schedule: Schedule = parts.stage.schedule
     for hook in hooks:

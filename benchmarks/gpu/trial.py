@@ -165,7 +165,8 @@ def run(stage: "PretrainStage", folder: Path, warm: int, around: Sequence[Hook] 
         throughput = Throughput(architecture, length)
         lines, clock = context.folder / "metrics.jsonl", Clock(warm, steps)
         names = parts.stream.sources
-        metrics = MetricsHook(lines, names, stage.log_every, steps, throughput)
+        told = parts.objective.measures
+        metrics = MetricsHook(lines, names, stage.log_every, steps, throughput, measures=told)
         train(parts, [Origin(), metrics, clock, *around])
         is_cuda = parts.backend.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated() if is_cuda else None

@@ -107,7 +107,7 @@ class MetricsHook(Hook):
         throughput: Throughput,
         sinks: Sequence[Sink] = (),
         *,
-        measures: Sequence[str] = (),
+        measures: Sequence[str],
         asked: Callable[[int], Sequence[float]] | None = None,
     ) -> None:
         """Set up.
@@ -151,7 +151,7 @@ class MetricsHook(Hook):
             self._lines.cut_after(progress.step or BEFORE_ALL)
         self._starts.note(backend, progress)
         self._throughput.start(backend)
-        backend.measure_update = self._is_logged(progress.step + 1)
+        backend.measure_update = self._is_logged(progress.step + 1)  # type: ignore
 
     def after_step(self, backend: Backend, progress: Progress, record: StepRecord) -> None:
         """Keep the record; at a logged step read them all.
@@ -166,7 +166,7 @@ class MetricsHook(Hook):
         if self._is_logged(progress.step):
             self._read(backend)
             self._write(backend, record)
-        backend.measure_update = self._is_logged(progress.step + 1)
+        backend.measure_update = self._is_logged(progress.step + 1)  # type: ignore
 
     def _is_logged(self, step: int) -> bool:
         return step % self._every == 0 or step == self._steps

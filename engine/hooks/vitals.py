@@ -36,9 +36,9 @@ class Vitals:
 
     def take(self, backend: Backend, lr: float) -> dict[str, Any]:
         """All of it; every rank must call it."""
-        most, norm = self._most(backend), backend.update_norm()
+        most, norm = self._most(backend), getattr(backend, "update_norm", lambda: None)()
         return {
-            "rates": {name: lr * factor for name, factor in backend.rates.items()},
+            "rates": {name: lr * factor for name, factor in getattr(backend, "rates", {}).items()},
             "update_norm": norm if norm is not None and isfinite(norm) else None,
             "loss_scale": backend.extra_state().get("loss_scale", {}).get("cur_scale"),
             "data_wait": most[0],

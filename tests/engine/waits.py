@@ -66,7 +66,9 @@ def waits_of(backend: Backend, last: int = 6) -> Waits:
     waits, folder = Waits(), Path(tempfile.mkdtemp())
     board = TensorBoardHook(folder / "tensorboard")
     sources, throughput = ("general", "domain"), FixedThroughput()
-    metrics = MetricsHook(folder / "metrics.jsonl", sources, 7, 100, throughput, [board])
+    metrics = MetricsHook(
+        folder / "metrics.jsonl", sources, 7, 100, throughput, [board], measures=("accuracy",)
+    )
     hooks = [board, metrics, Garbage(), Between(waits, 3, last)]
     goal: Any = backend.learner.objective
     ready = iter([tiny.step_batches(goal, step, 0, 1, 2) for step in range(LAST)])

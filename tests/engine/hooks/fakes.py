@@ -26,6 +26,8 @@ class FakeBackend:
         self.rank = ranks.rank() if ranks else 0
         self.world = ranks.world() if ranks else 1
         self.reductions = 0
+        self.rates = {"matrices": 1.0, "vectors": 0.5}
+        self.measure_update = False
         self.evaluated = 0
         self.scale = 1.0
 
@@ -35,6 +37,12 @@ class FakeBackend:
             return tensor
         gathered = self._ranks.all_gather_object(tensor.clone())
         return torch.stack(gathered).sum(0)
+
+    def update_norm(self) -> float | None:
+        return 0.25 if self.measure_update else None
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"loss_scale": {"cur_scale": 1024.0}}
 
     def evaluate(self, batch: Batch) -> Loss:
         self.evaluated += 1

@@ -15,11 +15,13 @@ from engine.protocols import Progress
 from tests.engine.checkpoint.fakes import ThreadRank, on_ranks
 from tests.engine.hooks.fakes import SOURCES, FakeBackend, FixedThroughput, Kept, record
 
-TIMING = ("seconds", "tokens_per_second")
+TIMING = ("seconds", "tokens_per_second", "step_seconds", "memory", "data_wait", "restarts")
 
 
 def hook(path: Path, every: int = 2, steps: int = 7, **more: Any) -> MetricsHook:
-    return MetricsHook(path, SOURCES, every, steps, FixedThroughput(), **more)
+    return MetricsHook(
+        path, SOURCES, every, steps, FixedThroughput(), measures=("accuracy",), **more
+    )
 
 
 def drive(metrics: MetricsHook, backend: Any, first: int, last: int) -> None:
@@ -63,8 +65,8 @@ def test_ranks_add_up_and_only_the_first_writes(tmp_path: Path) -> None:
         drive(hook(tmp_path / f"{backend.rank}.jsonl"), backend, 1, 7)
         return backend.reductions
 
-    # Between logged steps nothing is exchanged: a reduction for each line and no more.
-    assert on_ranks(2, act) == [4, 4]
+    # Between logged steps nothing is exchanged: two reductions for each line and no more.
+    assert on_ranks(2, act) == [8, 8]
     assert not (tmp_path / "1.jsonl").exists()
     first = lines(tmp_path / "0.jsonl")[0]
     total = sum(
@@ -155,7 +157,13 @@ def test_what_is_no_number_is_null(tmp_path: Path) -> None:
     overflowed = record(2, gradient_norm=float("inf"), skipped=True)
     metrics.after_step(backend, Progress(2), overflowed)
     first, second = lines(path)
-    assert first["sources"]["domain"] == {"tokens": 0, "loss": None, "share": 0.0}
+    assert first["sources"]["domain"] == {
+        "tokens": 0,
+        "loss": None,
+        "accuracy": None,
+        "share": 0.0,
+        "asked": None,
+    }
     assert (second["grad_norm"], second["loss"]) == (None, None)
 
 
@@ -165,7 +173,12 @@ def test_skipped_steps_are_counted_and_nothing_of_them_enters_the_sums(tmp_path:
     nan, nothing = torch.full((3,), float("nan")), torch.zeros(0)
     bad = {
         2: {"losses": nan, "gradient_norm": float("inf"), "skipped": True, "judged": True},
-        3: {"losses": nothing, "counts": nothing, "gradient_norm": float("nan")}
+        3: {
+            "losses": nothing,
+            "measures": nothing,
+            "counts": nothing,
+            "gradient_norm": float("nan"),
+        }
         | {"skipped": True, "judged": True},
         5: {"gradient_norm": float("inf"), "skipped": True},
     }
@@ -191,11 +204,13 @@ def test_a_window_of_skipped_steps_alone_has_no_loss(tmp_path: Path) -> None:
     metrics, backend = hook(path), FakeBackend()
     metrics.on_start(backend, Progress())
     for step in (1, 2):
-        gone = record(step, losses=torch.zeros(0), counts=torch.zeros(0), skipped=True, judged=True)
+        none = dict.fromkeys(("losses", "measures", "counts"), torch.zeros(0))
+        gone = record(step, **none, skipped=True, judged=True)
         metrics.after_step(backend, Progress(step), gone)
     (line,) = lines(path)
     assert (line["loss"], line["tokens"], line["skipped"]) == (None, 0, 2)
-    assert line["sources"]["domain"] == {"tokens": 0, "loss": None, "share": None}
+    domain = line["sources"]["domain"]
+    assert (domain["tokens"], domain["loss"], domain["share"]) == (0, None, None)
 
 
 def test_what_was_pending_when_a_run_is_taken_back_does_not_count(tmp_path: Path) -> None:

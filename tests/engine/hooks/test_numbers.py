@@ -74,4 +74,4 @@ def test_a_board_leaves_out_what_the_disk_refuses(
     board.write("train", 3, {"loss": 3.0})
     board.on_end(FakeBackend(), Progress(3))
     assert caplog.text.count("some numbers are left out: [Errno 28]") == 1
-    assert scalars(tmp_path, "train/loss") == [(1, 1.0), (3, 3.0)]
+    assert scalars(tmp_path, "1 learning/loss") == [(1, 1.0), (3, 3.0)]

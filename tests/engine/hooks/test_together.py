@@ -17,7 +17,10 @@ from tests.engine import tiny
 
 STEPS = 10
 CONFIG = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 4}
-TIMING = ("seconds", "tokens_per_second", "tflops", "mfu")
+TIMING = (
+    *("seconds", "tokens_per_second", "tflops", "mfu", "step_seconds"),
+    *("memory", "data_wait", "restarts"),
+)
 
 
 class Interrupted(Exception):  # noqa: N818 -- no error of the program
@@ -46,6 +49,7 @@ def hooks(folder: Path, goal: Any, plug: int | None) -> list[Hook]:
         STEPS,
         Throughput(goal.architecture, tiny.LENGTH),
         sinks=[board],
+        measures=goal.measures,
     )
     validation = ValidationHook(folder / "validation.jsonl", held_out, 5, STEPS, sinks=[board])
     before = [board, metrics, validation]

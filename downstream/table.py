@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from configs.deepspeed_json import precision, read_deepspeed
 from data_pipeline.example import Example
 from data_pipeline.randomness import keyed
+from downstream.board import show_cell
 from downstream.cell import DEGENERATE_RULE, Cell, CellResult, Recipe, run_cell
 from downstream.records import (
     digest_of_files,
@@ -124,6 +125,9 @@ class Table:
         for side in PREDICTED:
             lines = self._lines(side, result.probabilities[side])
             write_jsonl(self._predictions_file(cell, side), lines)
+        stage = self._context.folder
+        run = f"{stage.parent.name}/{self._context.name}"
+        show_cell(stage / "tensorboard", run, self._config, cell, result)
         summary = result.summary(examples)
         write_json(self._cell_file(cell), {"key": self._context.key, **summary})
         log.info(

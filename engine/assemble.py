@@ -166,7 +166,7 @@ def _require_tokenizer(sha256: str, stream: TokenStream) -> None:
 def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     """Checkpoints come late: what is saved is what the others have seen."""
     from engine import frozen, watching
-    from engine.board_pages import session_of
+    from engine.board.pages import session_of
     from engine.hooks import (
         CheckpointHook,
         Garbage,

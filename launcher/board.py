@@ -1,34 +1,186 @@
-"""TensorBoard on a run, on loopback only."""
+"""TensorBoard on one run or several, on loopback only: a tree of links, and where to look first."""
 
+import hashlib
+import json
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os.path import commonpath
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from configs.errors import DataError, ResourceError
+from configs.places import cache_folder
 from launcher.ports import free_port, require_free
+from launcher.run_folder import RunFolder
 
 _USUAL = 6006
+_EVENTS = "tensorboard"
+_SHOWN = ("pretrain", "finetune")
+_SAMPLES = "scalars=3000,text=100"
+"""Points of a curve that are kept; more are thinned out."""
+_PINNED = (
+    "1 learning/loss",
+    "1 learning/held-out loss/",
+    "2 forgetting/change/",
+    "3 speed/tokens a second",
+    "4 health/gradient norm",
+)
+"""Beginnings of the tags whose curves stand on top of the first page."""
 
 
-def board_command(run: Path, port: int | None) -> tuple[list[str], str]:
-    """The command that serves it, and the address to open.
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A TensorBoard that can be started.
+
+    Attributes:
+        command: serves it.
+        address: where it will be.
+        pinned: tags of the curves that are shown first.
+    """
+
+    command: list[str]
+    address: str
+    pinned: tuple[str, ...]
+
+    def told(self) -> list[str]:
+        """Lines that say where to look."""
+        cards = [{"plugin": "scalars", "tag": tag} for tag in self.pinned]
+        pins = f"?pinnedCards={quote(json.dumps(cards, separators=(',', ':')))}" if cards else ""
+        return [
+            f"how is it going   {self.address}/#custom_scalars",
+            f"every curve       {self.address}/{pins}#timeseries",
+            f"runs compared     {self.address}/#hparams",
+            f"recipe, lineage   {self.address}/#text",
+            "(Ctrl-C ends it)",
+        ]
+
+
+def open_board(folders: Sequence[Path], port: int | None) -> Board:
+    """Lay out the runs' event files for TensorBoard; nothing in the runs is changed.
+
+    Args:
+        folders: of runs, or that hold runs.
+        port: to listen on; None: the usual one, or a free one.
 
     Raises:
-        DataError: the run has no event files yet.
-        ResourceError: the port asked for is in use.
+        DataError: a folder holds no run, or no stage has event files yet.
+        ResourceError: the port asked for is in use, or the layout cannot be written.
     """
-    if not any(run.glob("*/tensorboard/*")):
-        msg = f"{run}: no stage has written TensorBoard files yet"
+    runs = _named(list(dict.fromkeys(each for folder in folders for each in _runs_in(folder))))
+    if not any(any(run.glob(f"*/{_EVENTS}/**/*tfevents*")) for run in runs.values()):
+        where = ", ".join(str(run) for run in runs.values())
+        msg = f"{where}: no stage has written TensorBoard files yet"
         raise DataError(msg)
     chosen = require_free(port) if port else _usual_or_free()
+    tree, sessions = _lay_out(runs), list(_sessions(runs.values()))
+    tags = sorted({tag for session in sessions for tag in session["tags"]})
+    _write_columns(tree, sessions, tags)
     command = [
         sys.executable,
         "-m",
         "tensorboard.main",
-        f"--logdir={run}",
+        f"--logdir={tree}",
         "--host=127.0.0.1",
         f"--port={chosen}",
+        f"--samples_per_plugin={_SAMPLES}",
+        # A stage that goes on elsewhere may name its new file as if it were older than the last.
+        "--reload_multifile=true",
+        f"--window_title=Onward: {', '.join(runs)}",
     ]
-    return command, f"http://127.0.0.1:{chosen}"
+    pinned = [tag for start in _PINNED for tag in tags if tag.startswith(start)]
+    return Board(command, f"http://127.0.0.1:{chosen}", tuple(pinned))
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The folder itself if it is a run, or the runs in it; DataError if there is none."""
+    if RunFolder(folder).recipe.is_file():
+        return [folder.resolve()]
+    found = sorted(path.parent.resolve() for path in folder.glob("*/recipe.yaml"))
+    if not found:
+        msg = (
+            f"{folder}: not a run folder (it holds no recipe.yaml), nor are there any in it; "
+            "give a recipe's 'output', or the folder that runs lie in"
+        )
+        raise DataError(msg)
+    return found
+
+
+def _named(runs: Sequence[Path]) -> dict[str, Path]:
+    """Each run by its folder's name; where two have one name, by as much as tells them apart."""
+    names = [run.name for run in runs]
+    if len(set(names)) == len(names):
+        return dict(zip(names, runs, strict=True))
+    top = commonpath(runs)
+    return {str(run.relative_to(top)).replace("/", "-"): run for run in runs}
+
+
+def _lay_out(runs: Mapping[str, Path]) -> Path:
+    """A folder of links in the cache: STAGE of a single run, RUN/STAGE of several.
+
+    A link to what is not there yet is looked up again by TensorBoard whenever it looks for runs.
+    """
+    name = hashlib.sha256("\n".join(map(str, runs.values())).encode()).hexdigest()[:16]
+    tree = cache_folder() / "board" / name
+    try:
+        for run_name, run in runs.items():
+            place = tree if len(runs) == 1 else tree / run_name
+            place.mkdir(parents=True, exist_ok=True)
+            for stage in _stages(run):
+                link = place / stage
+                link.unlink(missing_ok=True)
+                link.symlink_to(run / stage / _EVENTS)
+    except OSError as error:
+        raise _refused(tree, error) from error
+    return tree
+
+
+def _stages(run: Path) -> list[str]:
+    """Those that write event files, in the recipe's order, and whatever others have some."""
+    import yaml
+
+    try:
+        told = yaml.safe_load(RunFolder(run).recipe.read_text(encoding="utf-8"))
+        stages = {name: stage.get("kind") for name, stage in told["stages"].items()}
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{RunFolder(run).recipe}: not a recipe that a run was made with ({error})"
+        raise DataError(msg) from None
+    there = (path.parent.name for path in sorted(run.glob(f"*/{_EVENTS}")))
+    return list(dict.fromkeys([*(n for n, kind in stages.items() if kind in _SHOWN), *there]))
+
+
+def _sessions(runs: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """What the stages have told TensorBoard of themselves: tags and settings."""
+    for run in runs:
+        for path in sorted(run.glob(f"*/{_EVENTS}/**/board.json")):
+            try:
+                told = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            if isinstance(told, dict) and told.keys() >= {"tags", "settings"}:
+                yield told
+
+
+def _write_columns(tree: Path, sessions: Sequence[Mapping[str, Any]], tags: list[str]) -> None:
+    """Which settings and which last values the HParams page has as its columns.
+
+    Without it TensorBoard would make a column of every curve.
+    """
+    from engine.board.columns import write_columns
+
+    settings = [session["settings"] for session in sessions if session["settings"]]
+    try:
+        write_columns(tree / "columns", settings, tags)
+    except OSError as error:
+        raise _refused(tree, error) from error
+
+
+def _refused(tree: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"{tree}: cannot be written ({error.strerror or error}); make room, or let ONWARD_CACHE "
+        "name a folder that may be written to"
+    )
 
 
 def _usual_or_free() -> int:

@@ -462,24 +462,29 @@ def report(run_folder: RunFolderPath) -> None:
 
 
 @app.command(
-    short_help="Show a run in TensorBoard.",
-    epilog="Example: onward board runs/quickstart --port 6007",
+    short_help="Show runs in TensorBoard.",
+    epilog="Example: onward board runs/quickstart; onward board runs --port 6007",
 )
 def board(
-    run_folder: RunFolderPath,
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN ...", help="Run folders, or folders of runs.")
+    ],
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: 6006, or a free one.")
     ] = None,
 ) -> None:
-    """Show a run's curves in TensorBoard, reachable from this machine alone."""
-    from launcher.board import board_command
-    from launcher.run_folder import RunFolder
+    """Show the curves, settings and lineage of runs in TensorBoard, from this machine alone.
 
-    command, address = board_command(RunFolder(run_folder).require().root, port)
-    _tell(f"{address} (Ctrl-C ends it)")
+    Several runs are shown side by side. Stages that begin later appear by themselves.
+    """
+    from launcher.board import open_board
+
+    board = open_board(folders, port)
+    for line in board.told():
+        _tell(line)
     sys.stderr.flush()
     # In this process's place: whatever ends the command ends the server.
-    os.execv(command[0], command)
+    os.execv(board.command[0], board.command)
 
 
 @app.command(

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import ResourceError
+from engine.board import session as board_session
+from engine.board.layout import layout
+from engine.board.session import Session, Told
+from engine.board.tags import place, values
 from engine.checkpoint.disk import disk_errors
-from engine.hooks import board_session
-from engine.hooks.board_layout import layout
-from engine.hooks.board_session import Session, Told
-from engine.hooks.board_tags import place, values
 from engine.protocols import Backend, Hook, Progress
 
 _log = logging.getLogger(__name__)
@@ -19,9 +19,9 @@ _log = logging.getLogger(__name__)
 class TensorBoardHook(Hook):
     """A sink for the other hooks; on a resume, events after the checkpoint are purged.
 
-    ``board_tags`` says under which tag a number stands. The charts of the custom scalars are drawn
-    up anew whenever a tag comes that is not on them yet. The numbers are in other files, too:
-    where the disk refuses, some are left out here.
+    ``engine.board.tags`` says under which tag a number stands. The charts of the custom scalars
+    are drawn up anew whenever a tag comes that is not on them yet. The numbers are in other files,
+    too: where the disk refuses, some are left out here.
     """
 
     name = "tensorboard"

@@ -45,6 +45,13 @@ _PLACES: dict[str, dict[str, str]] = {
         "*/macro_f1": "1 learning/probe macro-F1/{}",
         "*/**": "1 learning/probe {1}/{0}",
     },
+    "finetune": {
+        "loss": "1 learning/loss",
+        "dev/accuracy": "1 learning/dev accuracy",
+        "dev/macro_f1": "1 learning/dev macro-F1",
+        "chosen/accuracy": "1 learning/dev accuracy of the chosen epoch",
+        "chosen/macro_f1": "1 learning/dev macro-F1 of the chosen epoch",
+    },
     "forgetting": {
         "*/change": "2 forgetting/change/{}",
         "*/low": "2 forgetting/low/{}",
@@ -65,9 +72,15 @@ _PLACES: dict[str, dict[str, str]] = {
 }
 
 RESULTS = (
-    "1 learning/",
+    "1 learning/loss",
+    "1 learning/accuracy",
+    "1 learning/held-out ",
+    "1 learning/probe ",
+    "1 learning/dev accuracy of",
+    "1 learning/dev macro-F1 of",
     "2 forgetting/change/",
     "3 speed/tokens a second",
+    "3 speed/MFU",
 )
 """Beginnings of the tags whose last values are a stage's result: the metrics of HParams."""
 

@@ -1,12 +1,12 @@
 """A pretraining stage as TensorBoard shows it beside its curves: recipe, lineage, settings."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.deepspeed_json import offload_device, precision, read_deepspeed, zero_stage
-from engine.hooks.board_session import Session
+from engine.board.session import Session
 from engine.settings import NONE, pretraining_settings, shares, words
 
 if TYPE_CHECKING:
@@ -79,10 +79,9 @@ def parameters(learner: "nn.Module") -> tuple[int, int]:
     return trained, sum(size for size, _ in sizes)
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; bars and line ends in a cell are made harmless."""
-    columns = list(head)
-    lines = [columns, ["---"] * len(columns), *([_cell(each) for each in row] for row in rows)]
+    lines = [head, ["---"] * len(head), *([_cell(each) for each in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

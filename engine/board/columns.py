@@ -1,0 +1,71 @@
+"""The columns of TensorBoard's HParams page: settings of all stages, and their results."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.board.tags import is_result
+
+if TYPE_CHECKING:
+    from tensorboard.plugins.hparams.api_pb2 import HParamInfo
+
+_FIRST = ("kind", "arm", "model", "lr", "objective", "adaptation", "penalties", "averaging")
+"""Settings that stand before the others, which follow by name."""
+
+
+def write_columns(folder: Path, settings: Sequence[Mapping[str, Any]], tags: Sequence[str]) -> None:
+    """An event file with the columns alone, in place of an earlier one.
+
+    Args:
+        folder: for the file; it is emptied.
+        settings: of each session, name -> value.
+        tags: of all sessions' numbers.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import metadata
+    from tensorboard.plugins.hparams.api_pb2 import Experiment, MetricInfo, MetricName
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    names = sorted({name for each in settings for name in each}, key=_place)
+    columns = Experiment(
+        hparam_infos=[_column(name, [e[name] for e in settings if name in e]) for name in names],
+        metric_infos=[
+            MetricInfo(name=MetricName(tag=tag), display_name=tag.split("/", 1)[1])
+            for tag in sorted(tags)
+            if is_result(tag)
+        ],
+    )
+    about = metadata.create_summary_metadata(HParamsPluginData(experiment=columns))
+    summary = Summary()
+    summary.value.add(tag=metadata.EXPERIMENT_TAG, metadata=about, tensor=metadata.NULL_TENSOR)
+    shutil.rmtree(folder, ignore_errors=True)
+    writer = EventFileWriter(str(folder))
+    writer.add_event(Event(step=0, summary=summary))
+    writer.close()
+
+
+def _place(name: str) -> tuple[int, str]:
+    return (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)
+
+
+def _column(name: str, values: Sequence[Any]) -> "HParamInfo":
+    """A setting with the values it has, between which the page offers to choose."""
+    from tensorboard.plugins.hparams import api_pb2
+
+    kinds = {type(value) for value in values}
+    column = api_pb2.HParamInfo(name=name, differs=len(set(map(json.dumps, values))) > 1)
+    if kinds == {bool}:
+        column.type = api_pb2.DATA_TYPE_BOOL
+        column.domain_discrete.extend(sorted(set(values)))
+    elif kinds <= {int, float}:
+        column.type = api_pb2.DATA_TYPE_FLOAT64
+        column.domain_interval.min_value = min(values)
+        column.domain_interval.max_value = max(values)
+    else:
+        column.type = api_pb2.DATA_TYPE_STRING
+        column.domain_discrete.extend(sorted({str(value) for value in values}))
+    return column

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def cell_settings(stage: "FinetuneStage", cell: "Cell") -> dict[str, Value]:
     """What a cell is compared by; under the names that pretraining stages use, too."""
     parts = {"optimizer": stage.optimizer, "schedule": stage.schedule}
-    found: dict[str, Value] = {"kind": stage.kind, "arm": cell.arm, "seed": cell.seed}
+    found: dict[str, Value] = {"arm": cell.arm, "seed": cell.seed}
     found |= {"lr": stage.optimizer.lr, "length": stage.length, "epochs": stage.epochs}
     found["global batch"] = stage.backend.global_batch
     for name, part in parts.items():
@@ -35,7 +35,7 @@ def show_cell(
 
     Args:
         root: the stage's folder of event files.
-        run: what the trial is called, before the cell's name.
+        run: what the trial is called, after the cell's name.
         stage: its settings.
         cell: which one it is.
         made: its scores, by epoch.
@@ -46,7 +46,7 @@ def show_cell(
     from torch.utils.tensorboard import SummaryWriter
 
     folder = root / cell.arm / f"seed-{cell.seed}"
-    session = Session(f"{run}/{cell.name}", cell_settings(stage, cell))
+    session = Session(f"{cell.name}, {run}", cell_settings(stage, cell))
     told = Told(folder, digest=session.digest, settings=dict(session.settings))
     try:
         shutil.rmtree(folder, ignore_errors=True)

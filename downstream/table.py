@@ -126,7 +126,7 @@ class Table:
             lines = self._lines(side, result.probabilities[side])
             write_jsonl(self._predictions_file(cell, side), lines)
         stage = self._context.folder
-        run = f"{stage.parent.name}/{self._context.name}"
+        run = f"{self._context.name}, {stage.parent.name}"
         show_cell(stage / "tensorboard", run, self._config, cell, result)
         summary = result.summary(examples)
         write_json(self._cell_file(cell), {"key": self._context.key, **summary})

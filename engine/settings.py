@@ -25,13 +25,12 @@ def pretraining_settings(
     source as the share of the rows that it begins with.
     """
     parts = {
-        "model": stage.model,
         "objective": stage.objective,
         "adaptation": stage.adaptation,
         "optimizer": stage.optimizer,
         "schedule": stage.schedule,
     }
-    found: dict[str, Value] = {"kind": stage.kind, "lr": stage.optimizer.lr}
+    found: dict[str, Value] = {"lr": stage.optimizer.lr, "model": _origin(stage)}
     found |= {name: str(part.name) for name, part in parts.items()}
     for name, part in parts.items():
         found |= changed(part, name)
@@ -49,11 +48,19 @@ def pretraining_settings(
 
 
 def backend_settings(backend: "BackendConfig") -> dict[str, Value]:
-    """Who computes, how the state is split, and in which precision."""
+    """The precision, and how the state is split, where DeepSpeed computes."""
     values = read_deepspeed(backend.config)
-    split = "" if backend.name == "plain" else zero_stage(values)
-    found = {"backend": backend.name, "ZeRO stage": split, "precision": precision(values)}
-    return {name: value for name, value in found.items() if value != ""}
+    split: dict[str, Value] = {"precision": precision(values)}
+    return split if backend.name == "plain" else {**split, "ZeRO stage": zero_stage(values)}
+
+
+def _origin(stage: "PretrainStage") -> str:
+    """Where the model comes from: its location, or the kind of the random one."""
+    model = stage.model
+    if model.name == "pretrained":
+        return model.location
+    shape = model.shape if isinstance(model.shape, str) else model.shape.get("model_type", "")
+    return f"random {shape}"
 
 
 def masking_rate(stage: "PretrainStage") -> Value:

@@ -47,10 +47,10 @@ class Board:
     def told(self) -> list[str]:
         """Lines that say where to look."""
         cards = [{"plugin": "scalars", "tag": tag} for tag in self.pinned]
-        pins = f"?pinnedCards={quote(json.dumps(cards, separators=(',', ':')))}" if cards else ""
+        pins = quote(json.dumps(cards, separators=(",", ":")))
         return [
-            f"how is it going   {self.address}/#custom_scalars",
-            f"every curve       {self.address}/{pins}#timeseries",
+            f"how is it going   {self.address}/#custom_scalars&_smoothingWeight=0",
+            f"every curve       {self.address}/?smoothing=0&pinnedCards={pins}#timeseries",
             f"runs compared     {self.address}/#hparams",
             f"recipe, lineage   {self.address}/#text",
             "(Ctrl-C ends it)",
@@ -171,7 +171,7 @@ def _write_columns(tree: Path, sessions: Sequence[Mapping[str, Any]], tags: list
 
     settings = [session["settings"] for session in sessions if session["settings"]]
     try:
-        write_columns(tree / "columns", settings, tags)
+        write_columns(tree / "hparams", settings, tags)
     except OSError as error:
         raise _refused(tree, error) from error
 

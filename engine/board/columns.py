@@ -11,9 +11,6 @@ from engine.board.tags import is_result
 if TYPE_CHECKING:
     from tensorboard.plugins.hparams.api_pb2 import HParamInfo
 
-_FIRST = ("kind", "arm", "model", "lr", "objective", "adaptation", "penalties", "averaging")
-"""Settings that stand before the others, which follow by name."""
-
 
 def write_columns(folder: Path, settings: Sequence[Mapping[str, Any]], tags: Sequence[str]) -> None:
     """An event file with the columns alone, in place of an earlier one.
@@ -30,7 +27,7 @@ def write_columns(folder: Path, settings: Sequence[Mapping[str, Any]], tags: Seq
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    names = sorted({name for each in settings for name in each}, key=_place)
+    names = sorted({name for each in settings for name in each})
     columns = Experiment(
         hparam_infos=[_column(name, [e[name] for e in settings if name in e]) for name in names],
         metric_infos=[
@@ -46,10 +43,6 @@ def write_columns(folder: Path, settings: Sequence[Mapping[str, Any]], tags: Seq
     writer = EventFileWriter(str(folder))
     writer.add_event(Event(step=0, summary=summary))
     writer.close()
-
-
-def _place(name: str) -> tuple[int, str]:
-    return (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)
 
 
 def _column(name: str, values: Sequence[Any]) -> "HParamInfo":

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 TITLE = "How is it going"
 
 _CHARTS: dict[str, tuple[str, ...]] = {
-    "learning: loss in training and held out": ("1 learning/loss", "1 learning/held-out loss"),
-    "learning: accuracy": ("1 learning/accuracy", "1 learning/held-out accuracy"),
+    "learning: loss in training and held out": ("1 learning/loss", "1 learning/held-out loss/"),
+    "learning: accuracy": ("1 learning/accuracy", "1 learning/held-out accuracy/"),
     "learning: probes": ("1 learning/probe ",),
+    "learning: fine-tuned, dev macro-F1": ("1 learning/dev macro-F1",),
     "speed: tokens a second": ("3 speed/tokens a second",),
     "speed: seconds a step, and waiting for data": ("3 speed/seconds a step",),
     "speed: MFU": ("3 speed/MFU",),

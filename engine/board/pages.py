@@ -3,11 +3,14 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from configs.deepspeed_json import offload_device, precision, read_deepspeed, zero_stage
 from engine.board.session import Session
 from engine.settings import NONE, pretraining_settings, shares, words
+
+_WIDEST = 90
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,8 +23,9 @@ def session_of(parts: "Parts") -> Session:
     """What TensorBoard is told of the stage; on rank 0, after the backend was made."""
     context = parts.context
     settings = pretraining_settings(parts.stage, parts.steps, parts.batches, parts.seed)
-    pages = {"recipe": recipe_page(parts), "lineage": lineage_page(context, parts)}
-    return Session(f"{context.folder.parent.name}/{context.name}", settings, pages)
+    # TensorBoard sorts pages by title.
+    pages = {"1 recipe": recipe_page(parts), "2 lineage": lineage_page(context, parts)}
+    return Session(f"{context.name}, {context.folder.parent.name}", settings, pages)
 
 
 def recipe_page(parts: "Parts") -> str:
@@ -86,7 +90,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(str(text).replace("|", "\\|").split())
+    """Long ones in several lines: TensorBoard breaks the words of the others to make room."""
+    told = " ".join(str(text).replace("|", "\\|").split())
+    return "<br>".join(wrap(told, _WIDEST, break_long_words=False, break_on_hyphens=False))
 
 
 def _backend(parts: "Parts") -> str:

@@ -46,7 +46,7 @@ _PLACES: dict[str, dict[str, str]] = {
         "*/**": "1 learning/probe {1}/{0}",
     },
     "finetune": {
-        "loss": "1 learning/loss",
+        "loss": "1 learning/fine-tuning loss",
         "dev/accuracy": "1 learning/dev accuracy",
         "dev/macro_f1": "1 learning/dev macro-F1",
         "chosen/accuracy": "1 learning/dev accuracy of the chosen epoch",

@@ -76,7 +76,7 @@ def open_board(folders: Sequence[Path], port: int | None) -> Board:
     chosen = require_free(port) if port else _usual_or_free()
     tree, sessions = _lay_out(runs), list(_sessions(runs.values()))
     tags = sorted({tag for session in sessions for tag in session["tags"]})
-    _write_columns(tree, sessions, tags)
+    _write_overview(tree, sessions, tags)
     command = [
         sys.executable,
         "-m",
@@ -162,16 +162,14 @@ def _sessions(runs: Iterable[Path]) -> Iterator[dict[str, Any]]:
                 yield told
 
 
-def _write_columns(tree: Path, sessions: Sequence[Mapping[str, Any]], tags: list[str]) -> None:
-    """Which settings and which last values the HParams page has as its columns.
-
-    Without it TensorBoard would make a column of every curve.
-    """
-    from engine.board.columns import write_columns
+def _write_overview(tree: Path, sessions: Sequence[Mapping[str, Any]], tags: list[str]) -> None:
+    """What all stages together have: settings, results, charts."""
+    from engine.board.overview import write_overview
 
     settings = [session["settings"] for session in sessions if session["settings"]]
     try:
-        write_columns(tree / "hparams", settings, tags)
+        # A name before all others: TensorBoard takes the order of the charts from the first.
+        write_overview(tree / "(all)", settings, tags)
     except OSError as error:
         raise _refused(tree, error) from error
 

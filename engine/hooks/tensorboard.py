@@ -7,7 +7,7 @@ from typing import Any
 
 from configs.errors import ResourceError
 from engine.board import session as board_session
-from engine.board.layout import layout
+from engine.board.layout import layout, summary_of
 from engine.board.session import Session, Told
 from engine.board.tags import place, values
 from engine.checkpoint.disk import disk_errors
@@ -89,11 +89,11 @@ class TensorBoardHook(Hook):
             self._told.write()
 
     def _tell_layout(self, step: int) -> None:
-        from torch.utils.tensorboard.summary import custom_scalars
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
-        charts = layout(self._told.tags)
-        if charts:
-            self._writer._get_file_writer().add_summary(custom_scalars(charts), step)
+        if charts := layout(self._told.tags):
+            told = Summary(value=[summary_of(charts)])
+            self._writer._get_file_writer().add_summary(told, step)
 
     def _tell_session(self, step: int) -> None:
         session = self._session

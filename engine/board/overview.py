@@ -1,4 +1,4 @@
-"""The columns of TensorBoard's HParams page: settings of all stages, and their results."""
+"""What TensorBoard is told of several stages together: columns of HParams, and charts in order."""
 
 import json
 import shutil
@@ -6,14 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.board.layout import layout, summary_of
 from engine.board.tags import is_result
 
 if TYPE_CHECKING:
     from tensorboard.plugins.hparams.api_pb2 import HParamInfo
 
 
-def write_columns(folder: Path, settings: Sequence[Mapping[str, Any]], tags: Sequence[str]) -> None:
-    """An event file with the columns alone, in place of an earlier one.
+def write_overview(
+    folder: Path, settings: Sequence[Mapping[str, Any]], tags: Sequence[str]
+) -> None:
+    """An event file with that alone, in place of an earlier one.
+
+    Without it TensorBoard would make a column of every curve, and order the charts by the stage
+    that has them first.
 
     Args:
         folder: for the file; it is emptied.
@@ -39,6 +45,8 @@ def write_columns(folder: Path, settings: Sequence[Mapping[str, Any]], tags: Seq
     about = metadata.create_summary_metadata(HParamsPluginData(experiment=columns))
     summary = Summary()
     summary.value.add(tag=metadata.EXPERIMENT_TAG, metadata=about, tensor=metadata.NULL_TENSOR)
+    if charts := layout(tags):
+        summary.value.append(summary_of(charts))
     shutil.rmtree(folder, ignore_errors=True)
     writer = EventFileWriter(str(folder))
     writer.add_event(Event(step=0, summary=summary))

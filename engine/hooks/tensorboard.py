@@ -46,10 +46,11 @@ class TensorBoardHook(Hook):
         if backend.rank != 0:
             return
         if self._writer is None:
-            # A run that starts anew voids what one before it wrote and lost.
             with disk_errors(self._folder):
+                if progress.step == 0:
+                    self._void()
                 self._open(progress.step + 1 if progress.step else 0)
-            self._told = Told.read(self._folder) if progress.step else Told(self._folder)
+            self._told = Told.read(self._folder)
         self._attempt(lambda: self._tell_session(progress.step))
 
     def write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
@@ -110,6 +111,11 @@ class TensorBoardHook(Hook):
             action()
         except (OSError, ResourceError) as error:
             self._lose(error)
+
+    def _void(self) -> None:
+        """A run that starts anew voids what one before it wrote and lost."""
+        for path in (*self._folder.glob("events.*"), self._folder / board_session.FILE):
+            path.unlink(missing_ok=True)
 
     def _open(self, purge: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter

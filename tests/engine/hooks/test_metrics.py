@@ -1,6 +1,8 @@
 """Metrics: the numbers of a run, the same whether it was interrupted or not."""
 
 import json
+import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from configs.errors import DataError, NumericalError, ResourceError
 from engine.hooks import JsonLines, MetricsHook
+from engine.hooks.vitals import host_memory
 from engine.protocols import Progress
 from tests.engine.checkpoint.fakes import ThreadRank, on_ranks
 from tests.engine.hooks.fakes import SOURCES, FakeBackend, FixedThroughput, Kept, record
@@ -249,3 +252,94 @@ def test_a_disk_error_names_the_file(tmp_path: Path) -> None:
     lines_of.append({"step": 1})
     with pytest.raises(ResourceError, match=r"metrics\.jsonl: Is a directory.*bytes free"):
         lines_of.sync()
+
+
+def test_measures_are_means_over_the_targets_whole_and_by_source(tmp_path: Path) -> None:
+    def act(ranks: ThreadRank) -> None:
+        drive(hook(tmp_path / f"{ranks.rank()}.jsonl"), FakeBackend(ranks), 1, 2)
+
+    on_ranks(2, act)
+    (line,) = lines(tmp_path / "0.jsonl")
+    records = [record(step, rank, 2) for step in (1, 2) for rank in (0, 1)]
+    hits = sum(each.measures.double() for each in records)[0].tolist()
+    targets = sum(record(step).counts for step in (1, 2)).tolist()
+    assert line["accuracy"] == pytest.approx(sum(hits) / targets[0], rel=1e-12)
+    for source, (hit, count) in zip(SOURCES, zip(hits, targets[2:4], strict=True), strict=True):
+        assert line["sources"][source]["accuracy"] == hit / count
+
+
+def test_a_line_tells_what_the_mixture_asks_for(tmp_path: Path) -> None:
+    asked = {2: (0.25, 0.75), 4: (0.5, 0.5), 6: (0.5, 0.5), 7: (1.0, 0.0)}
+    drive(hook(tmp_path / "metrics.jsonl", asked=asked.__getitem__), FakeBackend(), 1, 7)
+    for line in lines(tmp_path / "metrics.jsonl"):
+        told = tuple(line["sources"][source]["asked"] for source in SOURCES)
+        assert told == asked[line["step"]]
+
+
+def test_the_update_is_measured_at_logged_steps_alone(tmp_path: Path) -> None:
+    metrics, backend = hook(tmp_path / "metrics.jsonl", every=3, steps=7), FakeBackend()
+    measured = []
+    metrics.on_start(backend, Progress())
+    for step in range(1, 8):
+        if backend.measure_update:
+            measured.append(step)
+        metrics.after_step(backend, Progress(step), record(step))
+    assert measured == [3, 6, 7]
+    assert not backend.measure_update
+    assert [line["update_norm"] for line in lines(tmp_path / "metrics.jsonl")] == [0.25] * 3
+
+
+def test_rates_of_the_groups_and_the_loss_scale(tmp_path: Path) -> None:
+    drive(hook(tmp_path / "metrics.jsonl", every=4, steps=4), FakeBackend(), 1, 4)
+    (line,) = lines(tmp_path / "metrics.jsonl")
+    assert line["rates"] == {"matrices": line["lr"], "vectors": 0.5 * line["lr"]}
+    assert line["loss_scale"] == 1024.0
+
+
+def test_the_rank_that_waits_longest_is_told(tmp_path: Path) -> None:
+    pause = {0: 0.0, 1: 0.03}
+
+    def act(ranks: ThreadRank) -> None:
+        metrics, backend = hook(tmp_path / f"{ranks.rank()}.jsonl"), FakeBackend(ranks)
+        metrics.on_start(backend, Progress())
+        for step in (1, 2):
+            metrics.enter("data", step)
+            time.sleep(pause[backend.rank])
+            metrics.enter("reduce", step)
+            metrics.enter("forward", step)
+            metrics.after_step(backend, Progress(step), record(step, backend.rank, 2))
+
+    on_ranks(2, act)
+    (line,) = lines(tmp_path / "0.jsonl")
+    # A sleep may take longer, never shorter.
+    assert line["data_wait"] >= pause[1]
+    assert line["step_seconds"] == pytest.approx(line["seconds"] / 2)
+
+
+def test_memory_is_that_of_this_process(tmp_path: Path) -> None:
+    drive(hook(tmp_path / "metrics.jsonl"), FakeBackend(), 1, 2)
+    memory = lines(tmp_path / "metrics.jsonl")[0]["memory"]
+    assert 0.05 < memory["host"] <= memory["host_peak"]
+    assert memory["host_peak"] == pytest.approx(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, rel=0.05
+    )
+    assert (memory["device"], memory["device_peak"]) == (None, None)
+
+
+def test_memory_is_null_where_the_system_does_not_tell(tmp_path: Path) -> None:
+    assert host_memory(tmp_path / "absent") == [None, None]
+    (tmp_path / "other").write_text("Name: python\n")
+    assert host_memory(tmp_path / "other") == [None, None]
+
+
+def test_restarts_count_those_that_saved_nothing(tmp_path: Path) -> None:
+    path, found = tmp_path / "metrics.jsonl", []
+    for first in (1, 1, 3):
+        metrics, backend = hook(path), FakeBackend()
+        drive(metrics, backend, first, 4)
+        # A rollback in the same process is no start.
+        drive(metrics, backend, 3, 4)
+        found.append(lines(path)[-1]["restarts"])
+    assert found == [0, 1, 2]
+    starts = lines(tmp_path / "starts.jsonl")
+    assert [(start["step"], start["ranks"]) for start in starts] == [(0, 1), (0, 1), (2, 1)]

@@ -14,6 +14,7 @@ from engine.loop import train
 from engine.optimization import AdamW, Linear
 from engine.protocols import Hook, Progress, Run
 from tests.engine import tiny
+from tests.engine.hooks.test_tensorboard import make_older, scalars
 
 STEPS = 10
 CONFIG = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 4}
@@ -64,6 +65,7 @@ def hooks(folder: Path, goal: Any, plug: int | None) -> list[Hook]:
 
 def go(folder: Path, plug: int | None = None) -> Progress:
     """What a stage does: build, resume if there is something, train."""
+    make_older(folder / "tensorboard")
     learner = tiny.learner(folder, hidden_dropout_prob=0.1)
     backend: Any = Plain(config=CONFIG).build(learner, AdamW(lr=1e-2), [])
     around = hooks(folder, learner.objective, plug)
@@ -98,6 +100,10 @@ def test_an_interrupted_run_leaves_the_same_numbers_bit_for_bit(tmp_path: Path) 
     for name in ("metrics.jsonl", "validation.jsonl"):
         assert untimed(tmp_path / "cut" / name) == untimed(tmp_path / "whole" / name), name
     assert [line["step"] for line in untimed(tmp_path / "cut" / "metrics.jsonl")] == [3, 6, 9, 10]
+    shown = untimed(tmp_path / "cut" / "metrics.jsonl")
+    for tag, key in (("1 learning/loss", "loss"), ("1 learning/accuracy", "accuracy")):
+        expected = [(line["step"], pytest.approx(line[key])) for line in shown]
+        assert scalars(tmp_path / "cut" / "tensorboard", tag) == expected
     checkpoints = tmp_path / "cut" / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["latest", "step-10", "step-8"]
     one, two = newest(checkpoints, "recipe"), newest(tmp_path / "whole" / "checkpoints", "recipe")

@@ -23,6 +23,7 @@ _PLACES: dict[str, dict[str, str]] = {
         "rates/*": "4 health/learning rate by group/{}",
         "grad_norm": "4 health/gradient norm",
         "update_norm": "4 health/update norm",
+        "update_ratio": "4 health/update to weights",
         "loss_scale": "4 health/loss scale",
         "skipped": "4 health/skipped steps",
         "restarts": "4 health/restarts",

@@ -76,7 +76,8 @@ class MetricsHook(Hook):
     A line:
         step, loss, and each measure of the objective, such as accuracy: as the loss is.
         lr and rates: the peak group's rate, and that of each group of parameters.
-        grad_norm: of that step, before clipping, and update_norm: of the change of all weights.
+        grad_norm: of that step, before clipping; update_norm: of the change of all weights, and
+            update_ratio: to the norm of the weights that train.
         loss_scale: fp16's.
         tokens, seconds, skipped: tokens, wall time, and steps that changed nothing, since the
             run's first step; restarts: of the stage, whether or not they came to save anything.
@@ -151,7 +152,7 @@ class MetricsHook(Hook):
             self._lines.cut_after(progress.step or BEFORE_ALL)
         self._starts.note(backend, progress)
         self._throughput.start(backend)
-        backend.measure_update = self._is_logged(progress.step + 1)  # type: ignore
+        backend.measure_update = self._is_logged(progress.step + 1)
 
     def after_step(self, backend: Backend, progress: Progress, record: StepRecord) -> None:
         """Keep the record; at a logged step read them all.
@@ -166,7 +167,7 @@ class MetricsHook(Hook):
         if self._is_logged(progress.step):
             self._read(backend)
             self._write(backend, record)
-        backend.measure_update = self._is_logged(progress.step + 1)  # type: ignore
+        backend.measure_update = self._is_logged(progress.step + 1)
 
     def _is_logged(self, step: int) -> bool:
         return step % self._every == 0 or step == self._steps

@@ -1,6 +1,6 @@
 """What a logged step tells of the machine and the optimizer: memory, waits, rates, norms."""
 
-from math import isfinite
+from math import isfinite, sqrt
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -36,25 +36,45 @@ class Vitals:
 
     def take(self, backend: Backend, lr: float) -> dict[str, Any]:
         """All of it; every rank must call it."""
-        most, norm = self._most(backend), getattr(backend, "update_norm", lambda: None)()
+        change = backend.update_norm()
+        update = None if change is None else float(change)
+        *most, weights = self._of_all(backend, 0.0 if update is None else _squares(backend))
+        ratio = update / sqrt(weights) if update is not None and weights else None
         return {
-            "rates": {name: lr * factor for name, factor in getattr(backend, "rates", {}).items()},
-            "update_norm": norm if norm is not None and isfinite(norm) else None,
+            "rates": {name: lr * factor for name, factor in backend.rates.items()},
+            "update_norm": update if update is not None and isfinite(update) else None,
+            "update_ratio": ratio if ratio is not None and isfinite(ratio) else None,
             "loss_scale": backend.extra_state().get("loss_scale", {}).get("cur_scale"),
             "data_wait": most[0],
             "memory": dict(zip(_MEMORY, most[1:], strict=True)),
         }
 
-    def _most(self, backend: Backend) -> list[float | None]:
-        """Seconds a step waiting for data, and memory in GiB: of the rank with most."""
+    def _of_all(self, backend: Backend, squares: float) -> list[float | None]:
+        """Seconds a step waiting for data, and memory in GiB: of the rank with most.
+
+        Last of all the sum of the ranks' ``squares``.
+        """
         import torch
 
-        mine = [self._waited / self._steps if self._steps else None, *_memory(backend.device)]
+        waited = self._waited / self._steps if self._steps else None
         self._waited, self._steps = 0.0, 0
-        told = torch.zeros(backend.world, len(mine), dtype=torch.float64)
-        told[backend.rank] = torch.tensor([-1.0 if each is None else each for each in mine])
-        of_all = backend.sum_over_ranks(told).amax(0).tolist()
-        return [each if each >= 0 else None for each in of_all]
+        mine = [waited, *_memory(backend.device)]
+        told = torch.zeros(backend.world, len(mine) + 1, dtype=torch.float64)
+        told[backend.rank] = torch.tensor([*(-1.0 if e is None else e for e in mine), squares])
+        told = backend.sum_over_ranks(told)
+        most = told[:, :-1].amax(0).tolist()
+        return [*(each if each >= 0 else None for each in most), float(told[:, -1].sum())]
+
+
+def _squares(backend: Backend) -> float:
+    """The sum of the squares of the weights that this rank holds of those that train."""
+    import torch
+
+    weights = [piece.tensor for piece in backend.fragments() if piece.key == "fp32"]
+    if not weights:
+        return 0.0
+    norms = torch.stack([torch.linalg.vector_norm(w, dtype=torch.float32) for w in weights])
+    return float(norms.double().square().sum())
 
 
 def _memory(device: "torch.device") -> list[float | None]:

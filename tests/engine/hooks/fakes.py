@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from engine.hooks import Throughput
-from engine.protocols import Batch, Loss, StepRecord
+from engine.protocols import Batch, Fragment, Loss, StepRecord
 from tests.engine.checkpoint.fakes import ThreadRank
 
 SOURCES = ("general", "domain")
@@ -38,8 +38,13 @@ class FakeBackend:
         gathered = self._ranks.all_gather_object(tensor.clone())
         return torch.stack(gathered).sum(0)
 
-    def update_norm(self) -> float | None:
-        return 0.25 if self.measure_update else None
+    def update_norm(self) -> torch.Tensor | None:
+        return torch.tensor(0.25) if self.measure_update else None
+
+    def fragments(self) -> Iterator[Fragment]:
+        """A weight of norm 3 on each rank, and a state of the optimizer."""
+        for key in ("fp32", "exp_avg"):
+            yield Fragment(f"of rank {self.rank}", key, (9,), 0, torch.ones(9))
 
     def extra_state(self) -> dict[str, Any]:
         return {"loss_scale": {"cur_scale": 1024.0}}

@@ -191,7 +191,9 @@ def test_skipped_steps_are_counted_and_nothing_of_them_enters_the_sums(tmp_path:
         for step in steps:
             metrics.after_step(backend, Progress(step), record(step, **bad.get(step, {})))
     for mine, theirs, skipped in zip(untimed(path), untimed(plain), (2, 3), strict=True):
-        norm = {"update_norm": mine["update_norm"]}  # measured at steps that the other run has not
+        norm = {
+            key: mine[key] for key in ("update_norm", "update_ratio")
+        }  # measured at steps that the other run has not
         assert mine == theirs | {"skipped": skipped} | norm
 
 
@@ -286,7 +288,17 @@ def test_the_update_is_measured_at_logged_steps_alone(tmp_path: Path) -> None:
         metrics.after_step(backend, Progress(step), record(step))
     assert measured == [3, 6, 7]
     assert not backend.measure_update
-    assert [line["update_norm"] for line in lines(tmp_path / "metrics.jsonl")] == [0.25] * 3
+    for line in lines(tmp_path / "metrics.jsonl"):
+        assert (line["update_norm"], line["update_ratio"]) == (0.25, pytest.approx(0.25 / 3))
+
+
+def test_the_weights_of_all_ranks_count_in_the_ratio(tmp_path: Path) -> None:
+    def act(ranks: ThreadRank) -> None:
+        drive(hook(tmp_path / f"{ranks.rank()}.jsonl"), FakeBackend(ranks), 1, 2)
+
+    on_ranks(2, act)
+    (line,) = lines(tmp_path / "0.jsonl")
+    assert line["update_ratio"] == pytest.approx(0.25 / (2 * 9) ** 0.5)
 
 
 def test_rates_of_the_groups_and_the_loss_scale(tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ def run_of(
     ``more``: further hooks, after its own.
     """
     from engine.assemble import make_hooks
-    from engine.hooks import Stragglers
+    from engine.hooks import MetricsHook, Stragglers
     from engine.oversight import Oversight
     from engine.protocols import Run
     from engine.training import _memory
 
     oversight = Oversight.of(parts.context, parts.backend, parts.stage.hang_after)
     hooks = make_hooks(parts, oversight)
-    timed = [hook.enter for hook in hooks if isinstance(hook, Stragglers)]
+    timed = [hook.enter for hook in hooks if isinstance(hook, MetricsHook | Stragglers)]
     run = Run(
         parts.backend,
         batches,

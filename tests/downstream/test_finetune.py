@@ -191,3 +191,26 @@ def test_arms_that_carry_additions_are_fine_tuned_with_them(place, tmp_path):
         if cell["seed"] == 1
     }
     assert len(set(losses.values())) == 3
+
+
+def test_each_cell_is_a_session_of_tensorboard_without_its_scores_on_test(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    _, folder = finished
+    for cell in tiny.read(folder / "results.json")["cells"]:
+        place = folder / "tensorboard" / cell["arm"] / f"seed-{cell['seed']}"
+        events = EventAccumulator(str(place))
+        events.Reload()
+        about = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+        settings = metadata.parse_session_start_info_plugin_data(about).hparams
+        assert settings["arm"].string_value == cell["arm"]
+        assert settings["seed"].number_value == cell["seed"]
+        assert not [tag for tag in events.Tags()["scalars"] if "test" in tag]
+        curve = [event.value for event in events.Scalars("1 learning/dev macro-F1")]
+        assert curve == pytest.approx([epoch["dev"]["macro_f1"] for epoch in cell["epochs"]])
+        (chosen,) = events.Scalars("1 learning/dev macro-F1 of the chosen epoch")
+        assert (chosen.step, chosen.value) == (
+            cell["chosen_epoch"],
+            pytest.approx(cell["dev"]["macro_f1"]),
+        )

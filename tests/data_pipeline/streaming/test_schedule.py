@@ -218,3 +218,16 @@ def test_skipped_rows_do_not_count_as_rows_to_read():
     assert behind.rows == 45
     far = order_of([50], [1], {"a": 50}, FullShuffle(), skip=(IndexRange(60, 65),))
     assert far.rows == 50
+
+
+def test_the_shares_asked_of_the_sources_are_those_of_each_rows_block():
+    schedule = Schedule.of({"a": 3, "b": 1}, BLOCK).changed(2 * BLOCK, {"a": 1, "b": 1})
+    mixture = schedule.mixture({"b": BLOCK})
+    rows = 8 * BLOCK
+    order = Order(5, (SourceRows("a", (0, 90)), SourceRows("b", (0, 70))), mixture, FullShuffle())
+    source = order(np.arange(rows)).source
+    for row in range(0, rows, BLOCK // 2):
+        block = source[row // BLOCK * BLOCK :][:BLOCK]
+        assert mixture.shares(row) == (np.bincount(block, minlength=2) / BLOCK).tolist()
+    # The second source is read no more.
+    assert mixture.shares(rows - 1) == [1.0, 0.0]

@@ -365,3 +365,15 @@ def test_a_limit_below_one_row_is_refused(make_shards):
 def test_a_document_cannot_be_longer_than_its_row():
     with pytest.raises(ValidationError, match="longest 25 is more than length 24"):
         config_of(BestFitPacking(longest=25), a="x")
+
+
+def test_shares_are_told_by_global_index_whatever_is_skipped(make_shards):
+    names = {"general": make_shards("general", LENGTHS), "domain": make_shards("domain", [9] * 40)}
+    values = config_of(**names).model_dump()
+    changes = [{"after": 1024, "weights": {"general": 1, "domain": 3}}]
+    plain = open_stream(DataConfig.model_validate(values | {"changes": changes}))
+    assert plain.sources == ["general", "domain"]
+    assert [plain.shares(at) for at in (0, 1023, 1024)] == [[0.5, 0.5], [0.5, 0.5], [0.25, 0.75]]
+    skip = [{"start": 10, "stop": 20}]
+    skipping = open_stream(DataConfig.model_validate(values | {"changes": changes, "skip": skip}))
+    assert [skipping.shares(at) for at in (1013, 1014)] == [[0.5, 0.5], [0.25, 0.75]]

@@ -76,14 +76,18 @@ class TensorBoardHook(Hook):
         return {}
 
     def _write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
-        tags = set()
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        # One event for all of them: an event each takes many times as long.
+        told, tags = Summary(), set()
         for path, value in values(numbers):
             tag = place(kind, path)
             if isinstance(value, str):
                 self._writer.add_text(tag, value, step)
             else:
-                self._writer.add_scalar(tag, value, step)
+                told.value.add(tag=tag, simple_value=value)
                 tags.add(tag)
+        self._writer._get_file_writer().add_summary(told, step)
         if not tags <= self._told.tags:
             self._told.tags |= tags
             self._tell_layout(step)

@@ -69,7 +69,7 @@ def test_a_board_leaves_out_what_the_disk_refuses(
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(board._writer, "add_scalar", refuse)
+    monkeypatch.setattr(board._writer, "_get_file_writer", refuse)
     board.write("train", 2, {"loss": 2.0})
     board.write("train", 3, {"loss": 3.0})
     board.on_end(FakeBackend(), Progress(3))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.board.layout import layout, summary_of
-from engine.board.tags import is_result
+from engine.board.tags import results
 
 if TYPE_CHECKING:
     from tensorboard.plugins.hparams.api_pb2 import HParamInfo
@@ -38,8 +38,7 @@ def write_overview(
         hparam_infos=[_column(name, [e[name] for e in settings if name in e]) for name in names],
         metric_infos=[
             MetricInfo(name=MetricName(tag=tag), display_name=tag.split("/", 1)[1])
-            for tag in sorted(tags)
-            if is_result(tag)
+            for tag in results(tags)
         ],
     )
     about = metadata.create_summary_metadata(HParamsPluginData(experiment=columns))

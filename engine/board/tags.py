@@ -5,7 +5,7 @@ learning, is it forgetting, is it fast, is it healthy. The group is what stands 
 ``/``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 ANY = "*"
@@ -74,16 +74,21 @@ _PLACES: dict[str, dict[str, str]] = {
 
 RESULTS = (
     "1 learning/loss",
+    "1 learning/held-out loss/",
+    "2 forgetting/change/",
+    "1 learning/probe macro-F1/",
+    "1 learning/dev macro-F1 of",
+    "3 speed/tokens a second",
     "1 learning/accuracy",
     "1 learning/held-out ",
     "1 learning/probe ",
     "1 learning/dev accuracy of",
-    "1 learning/dev macro-F1 of",
-    "2 forgetting/change/",
-    "3 speed/tokens a second",
     "3 speed/MFU",
 )
-"""Beginnings of the tags whose last values are a stage's result: the metrics of HParams."""
+"""Beginnings of the tags whose last values are a stage's result: the metrics of HParams.
+
+In the order in which they are shown; the page shows the first few at once.
+"""
 
 
 def place(kind: str, path: Sequence[str]) -> str:
@@ -98,9 +103,14 @@ def place(kind: str, path: Sequence[str]) -> str:
     return "/".join((kind, *path))
 
 
-def is_result(tag: str) -> bool:
-    """Whether the last value of a tag tells how a stage has ended."""
-    return tag.startswith(RESULTS)
+def results(tags: Iterable[str]) -> list[str]:
+    """The tags among these whose last values tell how a stage has ended; the chief ones first."""
+    ranked = []
+    for tag in tags:
+        rank = next((at for at, start in enumerate(RESULTS) if tag.startswith(start)), None)
+        if rank is not None:
+            ranked.append((rank, tag))
+    return [tag for _, tag in sorted(ranked)]
 
 
 def values(

@@ -18,7 +18,10 @@ def test_a_step_by_plain_torch_waits_for_nothing(shape: str) -> None:
 def test_the_logged_step_does() -> None:
     """Or nothing could be found above."""
     found = waits.waits_of(waits.plain("bert_tiny"), last=7)
-    assert {Path(where).name.partition(":")[0] for _, where in found.ours} == {"metrics.py"}
+    assert {Path(where).name.partition(":")[0] for _, where in found.ours} == {
+        "metrics.py",
+        "vitals.py",
+    }
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ _SAMPLES = "scalars=3000,text=100"
 _PINNED = (
     "1 learning/loss",
     "1 learning/held-out loss/",
-    "2 forgetting/change/",
+    "2 forgetting/change",
     "3 speed/tokens a second",
     "4 health/gradient norm",
 )

@@ -18,7 +18,12 @@ _PAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "probes": ("1 learning/probe ",),
         "fine-tuned: macro-F1 on dev": ("1 learning/dev macro-F1",),
     },
-    "2 Is it forgetting?": {},
+    "2 Is it forgetting?": {
+        "actions taken, and what they leave of the rate": (
+            "2 forgetting/done/",
+            "2 forgetting/rate",
+        ),
+    },
     "3 Is it fast?": {
         "tokens a second": ("3 speed/tokens a second",),
         "seconds a step, and of them waiting for data": ("3 speed/seconds a step",),
@@ -39,7 +44,7 @@ _PAGES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 _FORGETTING = "2 Is it forgetting?"
-_VALUE, _LOW, _HIGH = (f"2 forgetting/{name}/" for name in ("change", "low", "high"))
+_VALUE, _LOW, _HIGH = (f"2 forgetting/{name}" for name in ("change", "low", "high"))
 
 Chart = tuple[Literal["Multiline", "Margin"], list[str]]
 Layout = dict[str, dict[str, Chart]]
@@ -89,15 +94,16 @@ def summary_of(charts: Layout) -> "Summary.Value":
 
 
 def _bands(tags: Iterable[str]) -> dict[str, Chart]:
-    """What is forgotten of each set, within the band of its noise if there is one."""
+    """What is forgotten, whole or of each set, within the band of its noise if there is one."""
     known = set(tags)
     charts: dict[str, Chart] = {}
     for tag in sorted(known):
-        if not tag.startswith(_VALUE):
+        of_set = tag.removeprefix(_VALUE)
+        if of_set == tag or (of_set and not of_set.startswith("/")):
             continue
-        name = tag.removeprefix(_VALUE)
-        band = [tag, _LOW + name, _HIGH + name]
+        band = [tag, _LOW + of_set, _HIGH + of_set]
         whole = known.issuperset(band)
+        name = of_set.removeprefix("/") or "held-out loss against the base's"
         title = f"{name}, with the band of its noise" if whole else name
         charts[title] = ("Margin", band) if whole else ("Multiline", [f"^{re.escape(tag)}$"])
     return charts

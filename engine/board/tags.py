@@ -75,7 +75,7 @@ _PLACES: dict[str, dict[str, str]] = {
 RESULTS = (
     "1 learning/loss",
     "1 learning/held-out loss/",
-    "2 forgetting/change/",
+    "2 forgetting/change",
     "1 learning/probe macro-F1/",
     "1 learning/dev macro-F1 of",
     "3 speed/tokens a second",

@@ -29,7 +29,8 @@ GROUPED = re.compile(r"^[1-7] (learning|forgetting|speed|health|sources|checkpoi
         ("probe", "topics/macro_f1", "1 learning/probe macro-F1/topics"),
         ("forgetting", "general/low", "2 forgetting/low/general"),
         ("forgetting", "general/floors/noise", "2 forgetting/general/floors/noise"),
-        ("forgetting", "action", "2 forgetting/action"),
+        ("forgetting", "change", "2 forgetting/change"),
+        ("forgetting", "done/roll_back", "2 forgetting/done/roll_back"),
         ("checkpoint", "stall_seconds", "3 speed/checkpoint stall seconds"),
         ("stragglers", "slowest/ratio", "3 speed/slowest rank to the median"),
         ("finetune", "dev/macro_f1", "1 learning/dev macro-F1"),
@@ -86,6 +87,14 @@ def test_the_band_of_noise_is_a_margin_of_the_three_tags() -> None:
     assert [re.match(pattern, "2 forgetting/change/task") is not None for pattern in patterns] == [
         True
     ]
+
+
+def test_one_set_that_is_watched_needs_no_name() -> None:
+    band = [f"2 forgetting/{name}" for name in ("change", "low", "high")]
+    charts = layout([*band, "2 forgetting/rate", "2 forgetting/changes"])["2 Is it forgetting?"]
+    (name, actions) = charts
+    assert charts[name] == ("Margin", band)
+    assert charts[actions][0] == "Multiline"
 
 
 def test_there_is_no_chart_without_a_curve() -> None:

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 def cell_settings(stage: "FinetuneStage", cell: "Cell") -> dict[str, Value]:
     """What a cell is compared by; under the names that pretraining stages use, too."""
-    parts = {"optimizer": stage.optimizer, "schedule": stage.schedule}
+    parts = {
+        "adaptation": stage.adaptation,
+        "optimizer": stage.optimizer,
+        "schedule": stage.schedule,
+    }
     found: dict[str, Value] = {"arm": cell.arm, "seed": cell.seed}
     found |= {"lr": stage.optimizer.lr, "length": stage.length, "epochs": stage.epochs}
     found["global batch"] = stage.backend.global_batch

@@ -2,20 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
 
-from configs.errors import DataError, NumericalError
-from configs.schema import Config
+from configs.errors import NumericalError
 from data_pipeline.example import Example
 from downstream.evaluation.metrics import Metric, scores
+from downstream.pretraining import SIDES, ProbeConfig
 from downstream.row_order import evaluation_batches
-from downstream.tasks.rows import Side, TaskData, limited, task_fingerprint
+from downstream.tasks.rows import Side, task_fingerprint
 from engine.hooks.measured import MeasuringHook
 from engine.protocols import Backend
 
@@ -26,39 +25,8 @@ if TYPE_CHECKING:
     from engine.protocols import LearnerModule, Loss
     from engine.watching import Surroundings
 
-SIDES: tuple[Side, Side] = ("train", "dev")
 TOGETHER = 32
 _ITERATIONS = 1000
-
-
-class ProbeRows(Config):
-    """The most rows that a probe reads of a side; which ones depends on their ids alone."""
-
-    train: PositiveInt = 1000
-    dev: PositiveInt = 500
-
-
-class ProbeConfig(Config):
-    """How well a linear classifier on the frozen model does on a task's dev side.
-
-    Features are the mean of a text's hidden states, each scaled to variance 1 over train; the
-    classifier is a logistic regression. The test side is not looked at.
-    """
-
-    task: str = Field(description="location of a task folder")
-    every: PositiveInt = Field(description="steps between two probes")
-    rows: ProbeRows = ProbeRows()
-    length: int = Field(128, ge=4, description="tokens a text is cut at, special ones included")
-
-    def load(self, locate: Callable[[str], Path]) -> TaskData:
-        """The rows of train and dev that it reads; DataError if those of train are of one class."""
-        data = TaskData.open(locate(self.task))
-        most = self.rows
-        sides = {side: limited(data.sides[side], getattr(most, side), 0) for side in SIDES}
-        if len({row.label for row in sides["train"]}) < 2:
-            msg = f"probe on {self.task}: its train rows are of one class; give more (rows.train)"
-            raise DataError(msg)
-        return replace(data, sides=sides)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from sklearn.preprocessing import StandardScaler
 
 from configs.errors import DataError
 from downstream.evaluation.metrics import scores
-from downstream.pretraining import ProbedPretraining
-from downstream.probing import Probe, ProbeConfig, pooled
+from downstream.pretraining import ProbeConfig, ProbedPretraining
+from downstream.probing import Probe, pooled
 from downstream.tasks.rows import TaskData
 from engine.assemble import assemble
 from engine.checkpoint import open_checkpoint

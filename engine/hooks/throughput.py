@@ -1,13 +1,15 @@
 """How much of the device's arithmetic the training uses: MFU against a matmul rate measured here.
 
-FLOPs: 6 for each matrix weight a token is multiplied with (4 if the weight is frozen), the head's
-only for targets; attention 12*L*d*s for encoders, 6*L*d*s for decoders. Recomputing does not count.
+FLOPs: 6 for each matrix weight a token is multiplied with (4 if the weight is frozen, 2 below the
+lowest layer with anything that trains), the head's only for targets; attention 12*L*d*s for encoders, 6*L*d*s for decoders. Recomputing does not count.
 """
 
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from configs.errors import RecipeError
 from engine.flops import Cost
+from engine.layers import layer_of
 
 if TYPE_CHECKING:
     import torch
@@ -15,17 +17,17 @@ if TYPE_CHECKING:
 
     from engine.protocols import Architecture, Backend
 
-_FORWARD_AND_INPUT = 4
-_WEIGHT_GRADIENT = 2
+_FORWARD = _INPUT_GRADIENT = _WEIGHT_GRADIENT = 2
 
 
 def training_cost(backbone: "nn.Module", architecture: "Architecture", length: int) -> Cost:
     """What a transformers model costs on rows of ``length`` tokens."""
     model: Any = backbone
     inside = {id(module) for module in model.base_model.modules()}
+    below = _below_training(backbone)
     token = target = 0.0
-    for module in backbone.modules():
-        flops = _matrix_flops(module, model.config)
+    for name, module in backbone.named_modules():
+        flops = _matrix_flops(module, model.config, has_gradient=f"{name}." not in below)
         if id(module) in inside:
             token += flops
         else:
@@ -35,7 +37,21 @@ def training_cost(backbone: "nn.Module", architecture: "Architecture", length: i
     return Cost(token + per_layer * config.num_hidden_layers, target)
 
 
-def _matrix_flops(module: "nn.Module", config: Any) -> float:
+def _below_training(backbone: "nn.Module") -> set[str]:
+    """Names, with a dot, of modules below the lowest layer with anything that trains.
+
+    Their backward pass is never made. Of a model whose layers cannot be told: none.
+    """
+    try:
+        depths = layer_of(backbone)
+    except RecipeError:
+        return set()
+    trained = [depths[name] for name, p in backbone.named_parameters() if p.requires_grad]
+    lowest = min(trained, default=0)
+    return {f"{name.rpartition('.')[0]}." for name, depth in depths.items() if depth < lowest}
+
+
+def _matrix_flops(module: "nn.Module", config: Any, *, has_gradient: bool) -> float:
     """FLOPs a token of the matrices that the module itself holds; looked-up tables cost nothing."""
     from torch import nn
 
@@ -50,7 +66,8 @@ def _matrix_flops(module: "nn.Module", config: Any) -> float:
         size = float(shape.numel())
         if len(shape) == 3 and hasattr(config, "num_experts_per_tok"):
             size *= config.num_experts_per_tok / shape[0]
-        flops += size * (_FORWARD_AND_INPUT + _WEIGHT_GRADIENT * parameter.requires_grad)
+        backward = _INPUT_GRADIENT * has_gradient + _WEIGHT_GRADIENT * parameter.requires_grad
+        flops += size * (_FORWARD + backward)
     return flops
 
 

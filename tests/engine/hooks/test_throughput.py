@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.adaptation import LowRank
+from engine.adaptation import FrozenLayers, LowRank
 from engine.hooks import Throughput
 from engine.hooks.throughput import matmul_rate, training_cost
 from tests.engine import tiny
@@ -50,6 +50,14 @@ def test_frozen_weights_have_no_gradient_of_their_own(tmp_path: Path) -> None:
     updates = layers * (4 * 2 * (d + d) + 2 * 2 * (d + inner))
     attention = layers * 12 * d * LENGTH
     assert lora.token == (full.token - attention) * 4 / 6 + 6 * updates + attention
+
+
+def test_layers_below_all_that_trains_cost_a_forward_pass_alone(tmp_path: Path) -> None:
+    config, counted = cost(tmp_path, "bert_tiny", adaptation=FrozenLayers(layers=1).build(0))
+    d, layers, inner = config.hidden_size, config.num_hidden_layers, config.intermediate_size
+    matrices = 4 * d * d + 2 * d * inner
+    body = (2 + 6 * (layers - 1)) * matrices + layers * 12 * d * LENGTH
+    assert counted.token == body
 
 
 def test_partitioned_weights_count_whole(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """How much of the device's arithmetic the training uses: MFU against a matmul rate measured here.
 
 FLOPs: 6 for each matrix weight a token is multiplied with (4 if the weight is frozen, 2 below the
-lowest layer with anything that trains), the head's only for targets; attention 12*L*d*s for encoders, 6*L*d*s for decoders. Recomputing does not count.
+lowest layer with anything that trains), the head's only for targets; attention 12*L*d*s for
+encoders, 6*L*d*s for decoders. Recomputing does not count.
 """
 
 from time import perf_counter

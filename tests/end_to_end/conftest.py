@@ -51,7 +51,7 @@ def zero(deepspeed: dict, stage: int) -> dict:
 
 
 def recipe(data: Path, output: Path) -> dict:
-    """Every kind of stage, dropout on, two sources, an anchor, an adapter."""
+    """Every kind of stage, dropout on, two sources, all penalties, decisions, an adapter."""
     length = 48
     deepspeed = {
         "train_batch_size": 16,
@@ -119,6 +119,18 @@ def recipe(data: Path, output: Path) -> dict:
                 "steps": 120,
                 "validation": {"every": 60, "rows": 16, "sets": sets},
             },
+            "fisher": {
+                "kind": "fisher",
+                "model": {"name": "pretrained", "location": "stage:base/export"},
+                "data": {
+                    "length": length,
+                    "packing": {"name": "best_fit"},
+                    "sources": {"general": {"shards": "stage:prepare/corpora/general/train"}},
+                },
+                "objective": objective,
+                "steps": 4,
+                "backend": {"name": "deepspeed", "config": zero(deepspeed, 2)},
+            },
             "dapt": training
             | {
                 "kind": "pretrain",
@@ -134,7 +146,24 @@ def recipe(data: Path, output: Path) -> dict:
                         },
                     },
                 },
-                "penalties": [{"name": "l2_sp", "strength": 0.01}],
+                "optimizer": {"name": "adamw", "lr": 1e-3, "layer_decay": 0.9},
+                "penalties": [
+                    {"name": "l2_sp", "strength": 0.01},
+                    {"name": "ewc", "strength": 10.0, "fisher": "stage:fisher"},
+                    {"name": "distillation", "strength": 0.2, "teacher": "stage:base/export"},
+                ],
+                "averaging": {"name": "swa", "start": 0.5},
+                "validation": {"every": 15, "rows": 16, "sets": sets},
+                "forgetting": {
+                    "set": "general",
+                    "draws": 3,
+                    "above": [
+                        {"floors": 0.01, "do": "lower_rate", "factor": 0.9},
+                        {"floors": 0.02, "do": "more_replay", "source": "general", "factor": 1.5},
+                    ],
+                },
+                "probes": {"topics": {"task": "stage:rows", "every": 30}},
+                "choose": {"by": "probe/topics/accuracy"},
                 "steps": 60,
             },
             "adapter": training

@@ -112,6 +112,26 @@ def test_validation_falls_and_is_the_same(finished, killed):
     assert control[-1]["sets"]["general"]["loss"] < control[0]["sets"]["general"]["loss"] - 0.3
 
 
+def test_what_a_run_measures_and_decides_is_the_same_after_a_kill(finished, killed):
+    for name in ("validation", "forgetting", "probes"):
+        control, resumed = (lines(run / "dapt" / f"{name}.jsonl") for run in (finished, killed))
+        assert timeless(control) == timeless(resumed)
+    told = lines(finished / "dapt" / "forgetting.jsonl")
+    assert [line["step"] for line in told] == [0, 15, 30, 45, 60]
+    chosen = json.loads((finished / "dapt" / "choice.json").read_text())
+    assert chosen["step"] in {30, 60}
+    card = json.loads((finished / "dapt" / "export" / "onward.json").read_text())
+    assert card["lineage"]["step"] == chosen["step"]
+    averages = [
+        (run / "dapt" / "export-average" / "model.safetensors").read_bytes()
+        for run in (finished, killed)
+    ]
+    assert averages[0] == averages[1]
+    importances = json.loads((finished / "fisher" / "fisher.json").read_text())
+    assert min(importances["mean_importance"].values()) >= 0
+    assert max(importances["mean_importance"].values()) > 0
+
+
 def test_the_export_is_whole_for_transformers_alone(finished):
     code = """
 import json, sys, torch, transformers
@@ -149,7 +169,7 @@ def test_every_stage_is_done_and_the_report_says_so(finished):
         for path in finished.glob("*/status.json")
     }
     assert set(states.values()) == {"done"}
-    assert len(states) == 10
+    assert len(states) == 11
     html = (finished / "report" / "index.html").read_text()
     assert 'src="http' not in html
     assert (finished / "report" / "report.md").exists()

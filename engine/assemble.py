@@ -75,7 +75,8 @@ def build_objective(
     for penalty in stage.penalties:
         if penalty.ON == "loss":
             shared = stage.data.packing.SHARES_ROWS
-            objective = penalty.around(objective, context.locate, shared_rows=shared)
+            sha256 = stream.tokenizer_sha256
+            objective = penalty.around(objective, context.locate, sha256, shared_rows=shared)
     return objective
 
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from configs import deepspeed_facts
-from configs.deepspeed_json import AUTO, precision, read_deepspeed
-from configs.errors import NumericalError, Preempted, RecipeError
+from configs.deepspeed_json import AUTO, block, precision, read_deepspeed
+from configs.errors import CheckpointError, NumericalError, Preempted, RecipeError
 from configs.schema import Config
 from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline.streaming import DataConfig
 from engine.backends import BackendConfig
 from engine.checkpoint_policy import CheckpointConfig
 from engine.models import ModelConfig
-from engine.objectives import ObjectiveConfig
+from engine.objectives import ObjectiveConfig, require_fitting
 from engine.optimization import AdamW, Constant
 from engine.penalties.ewc import FISHER, newest_importances
 from engine.pretraining import PretrainStage
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from engine.checkpoint.store import FragmentStore
     from engine.objectives.sampled import SampledObjective
     from engine.optimization.sharded import ShardedOptimizer
-    from engine.protocols import Part, WeightAverage, WeightPenalty
+    from engine.protocols import Backend, Part, WeightAverage, WeightPenalty
 
 
 class OnlineFisher(Config):
@@ -77,6 +77,7 @@ class FisherStage(StageConfig):
                 "pairs, or clm without balance"
             )
             raise ValueError(msg)
+        require_fitting(self.objective, self.data.packing)
         return self
 
     def check(self, context: StageContext) -> None:
@@ -86,6 +87,13 @@ class FisherStage(StageConfig):
             msg = (
                 f"stage {context.name}: fp16 scales losses and drops steps, which squared "
                 "gradients cannot make up for; use fp32 or bf16"
+            )
+            raise RecipeError(msg)
+        if block(values, "bf16").get("bf16_optimizer_states"):
+            msg = (
+                f"stage {context.name}: backend.config: with bf16_optimizer_states a sum of "
+                "squares stops growing at 256 of its terms; leave out that and "
+                "bf16_master_weights_and_grads here"
             )
             raise RecipeError(msg)
         if values.get("zero_optimization") == AUTO:
@@ -120,6 +128,8 @@ class FisherStage(StageConfig):
 
         before = self._before(context)
         parts = assemble(self._training(SampledLabels(self.objective)), context)
+        if before is not None:
+            _require_same_parameters(parts.backend, before)
         targets = _sum_squares(parts, context, self.hang_after)
         _average(parts, targets, before, self.online.decay if self.online else 0.0)
         facts = {"targets": targets, "rows": parts.steps * parts.batches.global_batch}
@@ -211,6 +221,21 @@ class SquaredRule:
             gradient = part.gradient.to(part.weight.dtype)
             part.states[FISHER].addcmul_(gradient, gradient)
             part.step.add_(1)
+
+
+def _require_same_parameters(backend: "Backend", before: "FragmentStore") -> None:
+    """CheckpointError unless the estimate before is of the same parameters; before any batch."""
+    trained = {name for name, p in backend.learner.named_parameters() if p.requires_grad}
+    others = sorted(trained ^ set(before.names)) or [
+        piece.name for piece in backend.fragments() if piece.shape != before.shape(piece.name)
+    ]
+    if others:
+        msg = (
+            f"fisher: online.previous: {before.folder} is of another model: '{others[0]}' "
+            f"({len(others)} such) is missing in one of the two, or has another shape; name a "
+            "stage over this model, or leave 'online' out"
+        )
+        raise CheckpointError(msg)
 
 
 def _sum_squares(parts: "Parts", context: StageContext, hang_after: float) -> float:

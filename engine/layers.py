@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import RecipeError
+from engine.isolation import PROMPT
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,11 +87,12 @@ def _path_of(backbone: "nn.Module", base: "nn.Module") -> str:
 def _preparing(base: "nn.Module", path: str) -> list[str]:
     """Names within the base model of what comes before the layers.
 
-    What is defined before them, on the way down to their list, and any table of embeddings beside.
+    What is defined before them, on the way down to their list, any table of embeddings beside, and
+    a soft prompt, which is added last and stands first.
     """
     from torch import nn
 
-    names = []
+    names = [PROMPT]
     steps = path.split(".")
     for depth, step in enumerate(steps):
         parent = base.get_submodule(".".join(steps[:depth]))

@@ -201,6 +201,8 @@ class PretrainStage(StageConfig):
     def check(self, context: StageContext) -> None:
         """Data, tokenizer, batch split and checkpoint against one another, running nothing."""
         self.backend.check()
+        if self.steps is not None:
+            self.require_fitting_steps(self.steps)
         require_compilable(self)
         self.model.check(context.is_made, context.locate)
         for penalty in self.penalties:
@@ -217,7 +219,9 @@ class PretrainStage(StageConfig):
             require_word_starts(self.objective, stream.reader)
             self.model.check_tokenizer(context.is_made, context.locate, stream.tokenizer_sha256)
             global_batch = self.backend.global_batch
-            stream.require_rows(self.budget(stream.rows[0], global_batch) * global_batch)
+            steps = self.budget(stream.rows[0], global_batch)
+            self.require_fitting_steps(steps)
+            stream.require_rows(steps * global_batch)
         if context.key and (context.folder / "checkpoints").is_dir():
             from engine.checkpoint import newest
 
@@ -247,6 +251,15 @@ class PretrainStage(StageConfig):
         if self.epochs is not None:
             return max(1, ceil(self.epochs * rows / global_batch))
         return self.steps or 0
+
+    def require_fitting_steps(self, steps: int) -> None:
+        """RecipeError if schedule or average want more steps than there are.
+
+        The last step is in the schedule's last phase; in mid-run its first one would tell.
+        """
+        self.schedule.factor(steps - 1, steps)
+        if self.averaging is not None:
+            self.averaging.build(steps)
 
 
 def packing_cache(context: StageContext) -> Path:

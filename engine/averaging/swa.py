@@ -38,7 +38,7 @@ class StochasticAverage(Config):
         """The average that the optimizer keeps in a run of ``steps``."""
         start = round(self.start * steps) if isinstance(self.start, float) else self.start
         if start > steps:
-            msg = f"averaging swa: start {start} in a run of {steps} steps"
+            msg = f"averaging swa: start {start} in a run of {steps} steps; give at most that"
             raise RecipeError(msg)
         return MeanWeights(max(1, start), self.every)
 

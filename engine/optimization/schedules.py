@@ -24,7 +24,7 @@ def _in_steps(name: str, value: float, steps: int) -> int:
     if isinstance(value, float):
         return round(value * steps)
     if value > steps:
-        msg = f"schedule: {name} of {value} steps in a run of {steps}"
+        msg = f"schedule: {name} of {value} steps in a run of {steps}; give fewer, or a share"
         raise RecipeError(msg)
     return value
 

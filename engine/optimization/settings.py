@@ -1,6 +1,6 @@
 """What all optimizers are told: the rate, the decay, and how both differ between parameters."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from engine.optimization.sharded import ShardedOptimizer
     from engine.protocols import UpdateRule, WeightAverage, WeightPenalty
 
+Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 class OptimizerSettings(Config):
     """Biases and norms are not decayed."""
@@ -26,9 +28,10 @@ class OptimizerSettings(Config):
         le=1,
         description="each layer's rate is that of the layer above it times this; heads learn at lr",
     )
-    rates: dict[str, float] = Field(
+    rates: dict[str, Factor] = Field(
         default_factory=dict,
-        description="beginning of parameter names -> factor of their rate; the longest one counts",
+        description="beginning of parameter names -> factor of their rate, 0 for none; the longest "
+        "one counts",
     )
 
     def groups(self, learner: "nn.Module") -> list[dict[str, Any]]:

@@ -4,12 +4,13 @@ The teacher is frozen and reads the same rows. It is one of the learner's module
 stage 3 cuts it over the ranks, too.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from configs.errors import RecipeError
+from configs.errors import DataError, RecipeError
 from configs.schema import Config
+from data_pipeline.tokenization import tokenizer_sha256
 from engine.models import PretrainedModel
 
 if TYPE_CHECKING:
@@ -57,9 +58,14 @@ class Distillation(Config):
         PretrainedModel(location=self.teacher).check(is_made, locate)
 
     def around(
-        self, objective: "Objective", locate: "Callable[[str], Path]", *, shared_rows: bool
+        self,
+        objective: "Objective",
+        locate: "Callable[[str], Path]",
+        tokenizer: str,
+        *,
+        shared_rows: bool,
     ) -> "DistilledObjective":
-        """The objective with the teacher beside it.
+        """The objective with the teacher beside it; ``tokenizer``: sha256 of the shards'.
 
         Raises:
             RecipeError: the objective has no predictions over the vocabulary to compare.
@@ -82,6 +88,7 @@ class Distillation(Config):
                     f"({', '.join(loaded.fresh)}): there is nothing to learn from it"
                 )
                 raise RecipeError(msg)
+            _require_same_tokenizer(self.teacher, loaded.tokenizer, tokenizer)
             found: nn.Module = loaded.model
             return found
 
@@ -167,6 +174,17 @@ def _frozen(model: "nn.Module") -> "nn.Module":
             return super().train(mode=False)
 
     return Teacher()
+
+
+def _require_same_tokenizer(teacher: str, tokenizer: Any, wanted: str) -> None:
+    """DataError if it is another one: of the same size it would speak of other words, unnoticed."""
+    found = tokenizer_sha256(tokenizer.backend_tokenizer)
+    if found != wanted:
+        msg = (
+            f"penalty distillation: teacher {teacher} has a tokenizer with sha256 {found[:16]}, "
+            f"the shards were made with {wanted[:16]}; name the model that this one began as"
+        )
+        raise DataError(msg)
 
 
 def _require_same_vocabulary(teacher: str, model: "nn.Module", backbone: "nn.Module") -> None:

@@ -107,7 +107,9 @@ class ElasticPull:
         anchor.copy_(parameter.detach().reshape(-1))
         for piece in pieces():
             here = slice(piece.offset, piece.offset + piece.length)
-            weighted = importance[here].double()
+            # As they are saved: where the states are bf16 their sum would be another than theirs.
+            total = importance[here].double()
+            weighted = total.clone()
             for store in self._stores:
                 if piece.name.startswith(_HEADS) and not store.has(piece.name, FISHER):
                     # A head that the old tasks did not know is free.
@@ -115,11 +117,11 @@ class ElasticPull:
                 _require_shape(store, piece)
                 own = store.read(piece.name, FISHER, piece.start, piece.length)
                 at = store.read(piece.name, "fp32", piece.start, piece.length)
-                importance[here] += own.to(importance)
+                total += own.to(total)
                 weighted += (own.double() * at.double()).to(weighted)
-            known = importance[here] > 0
-            mean = (weighted / importance[here].double()).to(anchor.dtype)
-            anchor[here] = mean.where(known, anchor[here])
+            importance[here] = total.to(importance.dtype)
+            mean = (weighted / total).to(anchor.dtype)
+            anchor[here] = mean.where(total > 0, anchor[here])
 
     def add_gradient(self, parameter: "Tensor", state: dict[str, Any]) -> None:
         """Add ``strength * importance * (parameter - anchor)`` to the gradient."""

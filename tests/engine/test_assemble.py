@@ -71,6 +71,21 @@ def context(folder: Path) -> StageContext:
     return StageContext("dapt", folder, 1, "key", {})
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schedule": {"name": "infinite", "warmup": 2, "cooldown": 9}}, "cooldown of 9 steps"),
+        ({"schedule": {"name": "wsd", "warmup": 2, "decay": 3}}, "decay of 3 steps"),
+        ({"schedule": {"name": "constant", "warmup": 9}}, "warmup of 9 steps"),
+        ({"averaging": {"name": "swa", "start": 9}}, "start 9 in a run of 4"),
+        ({"averaging": {"name": "swa", "start": 999}, "steps": None, "epochs": 1.0}, "start 999"),
+    ],
+)
+def test_phases_longer_than_the_run_are_refused_before_it(place, tmp_path, changes, said):
+    with pytest.raises(RecipeError, match=said):
+        stage(place, **changes).check(context(tmp_path))
+
+
 def interrupt(folder: Path, target: Path) -> StageContext:
     """What a run that was killed after its third step leaves."""
     shutil.copytree(folder, target)

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from configs.errors import RecipeError
-from engine.adaptation import LowRank
+from engine.adaptation import Adapter, LowRank, Prefix, Prompt
 from engine.layers import layer_of
 from tests.engine import tiny
 
@@ -33,6 +33,16 @@ def test_every_parameter_has_its_depth(tmp_path, shape, adaptation):
             assert below_base.split(".")[0] in ABOVE
             assert depth == layers + 1, name
     assert [depth for depth, _ in groupby(sorted(depths.values()))] == list(range(layers + 2))
+
+
+@pytest.mark.parametrize("shape", tiny.SHAPES)
+def test_what_was_added_belongs_where_it_was_put(tmp_path, shape):
+    prompted = tiny.learner(tmp_path, shape, Prompt(length=2).build(0)).backbone
+    assert {d for name, d in layer_of(prompted).items() if "soft_prompt" in name} == {0}
+    for adaptation, part in ((Prefix(length=2), ".prefix."), (Adapter(size=2), "_adapter.")):
+        backbone = tiny.learner(tmp_path, shape, adaptation.build(0)).backbone
+        found = {depth for name, depth in layer_of(backbone).items() if part in name}
+        assert found == set(range(1, backbone.config.num_hidden_layers + 1))
 
 
 @pytest.mark.parametrize("shape", tiny.SHAPES)

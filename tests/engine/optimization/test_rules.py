@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from configs.errors import RecipeError
@@ -105,6 +106,13 @@ def test_large_tensors_go_in_pieces_whether_measured_or_not():
     assert torch.equal(learner.weight, copy.weight)
     assert float(ours.state[learner.weight]["step"]) == 3
     torch.testing.assert_close(learner.weight, reference, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("factor", [-0.1, float("inf"), float("nan")])
+def test_a_rate_that_leads_nowhere_is_refused(factor):
+    with pytest.raises(ValidationError, match="rates"):
+        AdamW(lr=RATE, rates={"heads.": factor})
+    assert AdamW(lr=RATE, rates={"heads.": 0.0}).rates == {"heads.": 0.0}
 
 
 def test_rates_fall_with_the_depth_below_the_heads(tmp_path):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.errors import RecipeError
+from configs.errors import DataError, RecipeError
+from data_pipeline.tokenization import tokenizer_sha256
 from engine.learner import Learner
 from engine.objectives import CausalLanguageModelling
 from engine.objectives.routing import RouterBalance
@@ -63,11 +64,26 @@ def test_the_teacher_is_frozen_and_never_drops_out(tmp_path):
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
 
 
+def test_a_teacher_with_another_tokenizer_of_the_same_size_is_refused(tmp_path):
+    own = tiny.learner(tmp_path, "bert_tiny")
+    own.backbone.save_pretrained(tmp_path / "teacher")
+    tiny.tokenizer_folder(tmp_path / "teacher")
+    config = Distillation(teacher=str(tmp_path / "teacher"))
+
+    def made(sha256: str) -> Learner:
+        around = config.around(own.objective, Path, sha256, shared_rows=True)
+        return Learner(own.backbone, around)
+
+    assert "teacher" in made(tokenizer_sha256(tmp_path / "teacher")).heads
+    with pytest.raises(DataError, match="the shards were made with 0123456789abcdef"):
+        made("0123456789abcdef0123")
+
+
 def test_what_has_no_predictions_to_compare_is_refused(tmp_path):
     config = Distillation(teacher="other")
     balanced = CausalLanguageModelling(balance=RouterBalance()).build(tiny.SPECIAL, tiny.VOCABULARY)
     with pytest.raises(RecipeError, match="mlm without pairs, or clm without balance"):
-        config.around(balanced, Path, shared_rows=True)
+        config.around(balanced, Path, "", shared_rows=True)
     own = tiny.learner(tmp_path, "bert_tiny")
     narrow = tiny.learner(tmp_path / "narrow", "bert_tiny").backbone
     narrow.resize_token_embeddings(32)

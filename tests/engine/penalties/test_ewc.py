@@ -126,6 +126,15 @@ def test_several_tasks_pull_as_the_sum_of_their_parabolas():
     assert (weight.grad[5:] == 0).all()
 
 
+def test_in_bf16_one_task_is_anchored_where_it_ended():
+    learner = SimpleNamespace(named_parameters=lambda: [("backbone.w", torch.zeros(400))])
+    store = Known(learner, 0)
+    weight = torch.zeros(400, dtype=torch.bfloat16)
+    state = pulled([store], weight)
+    anchors = store.read("backbone.w", "fp32", 200, 200).bfloat16()
+    assert torch.equal(state["ewc.anchor"][1:201], anchors)
+
+
 def test_new_heads_are_free_and_other_models_refused():
     learner = SimpleNamespace(named_parameters=lambda: [("backbone.w", torch.zeros(8))])
     head = torch.ones(8)

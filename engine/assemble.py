@@ -181,7 +181,7 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     from engine.watching import HeldOutRows, Surroundings
 
     stage, folder, steps = parts.stage, parts.context.folder, parts.steps
-    board = TensorBoardHook(folder / "tensorboard", session_of(parts), steps)
+    board = TensorBoardHook(folder / "tensorboard", session_of(parts))
     metrics = MetricsHook(
         folder / "metrics.jsonl",
         parts.stream.sources,

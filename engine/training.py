@@ -58,7 +58,7 @@ def _chosen(parts: Parts, hooks: Sequence["Hook"], last: int, why: str) -> int:
     """The step to export after ``last``; rank 0 writes which, where there was a choice."""
     from engine import distributed
     from engine.choice import CHOICE, verdict
-    from engine.hooks import ChoiceHook
+    from engine.hooks import ChoiceHook, TensorBoardHook
     from engine.hooks.numbers import write_object
 
     contest = next((hook.contest for hook in hooks if isinstance(hook, ChoiceHook)), None)
@@ -68,6 +68,9 @@ def _chosen(parts: Parts, hooks: Sequence["Hook"], last: int, why: str) -> int:
         distributed.on_first(lambda: path.unlink(missing_ok=True))
     else:
         distributed.on_first(lambda: write_object(path, verdict(contest, last, why)))
+    for hook in hooks:
+        if isinstance(hook, TensorBoardHook):
+            hook.finish(parts.backend, last)
     return best.step if best else last
 
 

@@ -26,17 +26,15 @@ class TensorBoardHook(Hook):
 
     name = "tensorboard"
 
-    def __init__(self, folder: Path, session: Session | None = None, steps: int = 0) -> None:
+    def __init__(self, folder: Path, session: Session | None = None) -> None:
         """Set up.
 
         Args:
             folder: for the event files.
             session: what is told of the stage as a whole, once.
-            steps: the run's last step, which ends the session.
         """
         self._folder = folder
         self._session = session
-        self._steps = steps
         self._told = Told(folder)
         self._writer: Any = None
         self._is_lossy = False
@@ -63,17 +61,27 @@ class TensorBoardHook(Hook):
 
     def on_end(self, backend: Backend, progress: Progress) -> None:
         """Close the file."""
-        if self._writer is None:
-            return
-        if self._session and self._steps and progress.step == self._steps and backend.rank == 0:
-            self._attempt(lambda: board_session.end(self._writer, progress.step))
-        self._try("close")
-        self._writer = None
+        del backend, progress
+        self._close()
+
+    def finish(self, backend: Backend, step: int) -> None:
+        """The stage has come to its end after ``step``, be it the last one or not: so has it told.
+
+        The loop cannot say so: it ends alike where it is left to go on in another way.
+        """
+        if backend.rank == 0 and self._session:
+            self._attempt(lambda: board_session.end(self._writer, step))
+            self._close()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing; but what belongs to the checkpoint is brought to the file."""
         self._try("flush")
         return {}
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._try("close")
+            self._writer = None
 
     def _write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -91,7 +99,7 @@ class TensorBoardHook(Hook):
         if not tags <= self._told.tags:
             self._told.tags |= tags
             self._tell_layout(step)
-            self._told.write()
+            self._keep_told()
 
     def _tell_layout(self, step: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -106,6 +114,11 @@ class TensorBoardHook(Hook):
             return
         board_session.begin(self._writer, session, step)
         self._told.digest, self._told.settings = session.digest, dict(session.settings)
+        self._keep_told()
+
+    def _keep_told(self) -> None:
+        """What is told once is in the event file first: a kill in between tells it twice."""
+        self._writer.flush()
         self._told.write()
 
     def _attempt(self, action: Callable[[], None]) -> None:

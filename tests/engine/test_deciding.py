@@ -131,6 +131,24 @@ def ended(place: Path) -> Path:
     return folder
 
 
+def test_a_stage_that_ends_early_has_ended_on_the_board(ended: Path) -> None:
+    from tensorboard.plugins.hparams import metadata
+
+    ends = [
+        value
+        for events in (ended / "tensorboard").glob("events*")
+        for value in values_in(events)
+        if value.tag == metadata.SESSION_END_INFO_TAG
+    ]
+    assert len(ends) == 1
+
+
+def values_in(events: Path) -> list[Any]:
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    return [value for event in EventFileLoader(str(events)).Load() for value in event.summary.value]
+
+
 def test_a_stage_ends_early_and_exports_its_best_step(place: Path, ended: Path) -> None:
     measured = {line["step"]: line["sets"]["kept"]["loss"] for line in lines(ended, "validation")}
     best = min(list(measured)[1:], key=measured.__getitem__)

@@ -27,10 +27,10 @@ def make_run(root: Path, *stages: str) -> Path:
     recipe = {"stages": {name: {"kind": kind} for name, kind in kinds.items()}}
     (root / "recipe.yaml").write_text(json.dumps(recipe))
     for stage in stages:
-        hook: Any = TensorBoardHook(root / stage / "tensorboard", Session(stage, {"lr": 1.0}), 2)
+        hook: Any = TensorBoardHook(root / stage / "tensorboard", Session(stage, {"lr": 1.0}))
         hook.on_start(FakeBackend(), Progress())
         hook.write("train", 1, {"loss": 1.0, "grad_norm": 2.0})
-        hook.on_end(FakeBackend(), Progress(2))
+        hook.finish(FakeBackend(), 2)
     return root
 
 

@@ -75,12 +75,14 @@ def session(**changes: Any) -> Session:
 
 def start(folder: Path, step: int, told: Session, last: int) -> None:
     """A start of the stage at ``step``; it ends after step ``last`` of 6."""
-    hook, backend = TensorBoardHook(folder, told, steps=6), FakeBackend()
+    hook, backend = TensorBoardHook(folder, told), FakeBackend()
     hook.on_start(backend, Progress(step))
     for now in range(step + 1, last + 1):
         hook.write("train", now, {"loss": float(now)})
         hook.write("forgetting", now, {"general": {"change": 0.1, "low": -0.1, "high": 0.2}})
     hook.on_end(backend, Progress(last))
+    if last == 6:
+        hook.finish(backend, last)
 
 
 def plugin(folder: Path, tag: str) -> list[Any]:
@@ -113,6 +115,20 @@ def test_a_session_is_told_once_however_often_the_stage_is_started(tmp_path: Pat
     assert ending.status == STATUS_SUCCESS
     (page,) = plugin(tmp_path, "1 recipe/text_summary")
     assert page.tensor.string_val == [b"# dapt\n"]
+
+
+def test_what_is_told_once_is_there_whenever_the_process_is_killed(tmp_path: Path) -> None:
+    from tensorboard.plugins.custom_scalar import metadata as charts
+    from tensorboard.plugins.hparams import metadata
+
+    hook: Any = TensorBoardHook(tmp_path, session())
+    hook.on_start(FakeBackend(), Progress())
+    assert Told.read(tmp_path).digest == session().digest
+    assert len(plugin(tmp_path, metadata.SESSION_START_INFO_TAG)) == 1
+    hook.write("train", 1, {"loss": 1.0})
+    assert Told.read(tmp_path).tags == {"1 learning/loss"}
+    assert len(plugin(tmp_path, charts.CONFIG_SUMMARY_TAG)) == 1
+    hook.on_end(FakeBackend(), Progress(1))
 
 
 def test_what_a_resumed_stage_has_changed_is_told(tmp_path: Path) -> None:

@@ -153,6 +153,22 @@ class PretrainStage(StageConfig):
                 f"{'expected ' + ', '.join(f'{k}...' for k in known) if known else 'nothing is'}"
             )
             raise ValueError(msg)
+        if self.choose is not None:
+            self._require_averaged(self.choose.by)
+
+    def _require_averaged(self, by: str) -> None:
+        """What an average is chosen by is measured of one that is kept."""
+        sets = (f"validation/{name}/average/" for name in self.held_out())
+        if not by.startswith(tuple(sets)):
+            return
+        if self.averaging is None:
+            lacking = "the stage keeps no average; give averaging"
+        elif self.validation is not None and not self.validation.average:
+            lacking = "validation.average is false; leave it out"
+        else:
+            return
+        msg = f"choose: '{by}' is not measured: {lacking}, or choose by the trained weights"
+        raise ValueError(msg)
 
     def _require_raisable(self, source: str) -> None:
         if source not in self.data.sources:

@@ -375,12 +375,24 @@ def test_replay_that_comes_too_late_is_told_and_not_counted(place: Path, tmp_pat
     assert told["done"] == {"more_replay": 0}
 
 
+OF_THE_AVERAGE = {"by": "validation/kept/average/loss"}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"forgetting": {"set": "other"}}, "set 'other' is none of validation.sets"),
         ({"choose": {"by": "validation/other/loss"}}, "'validation/other/loss' is not measured"),
         ({"choose": {"by": "probe/task/macro_f1"}}, "'probe/task/macro_f1' is not measured"),
+        ({"choose": OF_THE_AVERAGE}, "the stage keeps no average; give averaging, or choose by"),
+        (
+            {
+                "choose": OF_THE_AVERAGE,
+                "averaging": {"name": "ema"},
+                "validation": {"every": 2, "average": False, "sets": {"kept": "x"}},
+            },
+            "is not measured: validation.average is false",
+        ),
         ({"choose": {"by": "validation/kept/x"}}, "give better: lower or better: higher"),
         (
             {"forgetting": {"set": "kept", "above": [MORE | {"source": "x"}]}},

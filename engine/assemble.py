@@ -168,6 +168,7 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     """Checkpoints come late: what is saved is what the others have seen."""
     from engine import frozen, watching
     from engine.board.pages import session_of
+    from engine.checkpoint.save import DUE
     from engine.hooks import (
         CheckpointHook,
         Garbage,
@@ -212,8 +213,9 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     ]
 
     def state(progress: "Progress") -> dict[str, Any]:
-        index = progress.step * parts.batches.global_batch
+        index, step = progress.step * parts.batches.global_batch, progress.step
         return {
+            DUE: step % policy.every == 0 or step == steps or saving.wishes.saved(step),
             "cursor": parts.stream.cursor(index).to_json(),
             "hooks": hook_states(hooks),
             frozen.KEY: parts.frozen,

@@ -188,6 +188,10 @@ class Rungs:
                 found.append(number)
         return found
 
+    def give_back(self, number: int) -> None:
+        """The action was due and could not be taken: it is due again at the next measurement."""
+        self.at[number] = None
+
     def state_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return {"rows": list(self.rows), "at": list(self.at)}

@@ -112,7 +112,7 @@ class PretrainedModel(Config):
             DataError: nothing loadable there, weights of the backbone missing, or a tokenizer
                 with more tokens than the model has embeddings.
         """
-        from engine.adaptation.additions import restore_additions
+        from engine.additions import restore_additions
 
         where = self.tokenizer or self.location
         for location in {self.location, where}:
@@ -206,7 +206,7 @@ def _require_intact(source: str) -> None:
 
 def _require_alone(folder: Path, *, shared_rows: bool) -> None:
     """RecipeError for a model with a soft prompt where rows hold several documents."""
-    from engine.adaptation.additions import adds_to
+    from engine.additions import adds_to
 
     if shared_rows and "prompt" in adds_to(folder):
         msg = (

@@ -117,9 +117,27 @@ class PretrainStage(StageConfig):
                 f"penalties: {twice[0]} is given twice; give it once, with the sum of its strengths"
             )
             raise ValueError(msg)
+        self._penalties_fit()
         self._prompt_fits()
         self._require_measured()
         return self
+
+    def _penalties_fit(self) -> None:
+        names = {penalty.name for penalty in self.penalties}
+        if "distillation" in names and (
+            self.objective.needs_pairs or getattr(self.objective, "balance", None) is not None
+        ):
+            msg = (
+                "penalties: distillation compares predictions of tokens; give objective mlm "
+                "without pairs, or clm without balance"
+            )
+            raise ValueError(msg)
+        if "ewc" in names and self.adaptation.name == "lora":
+            msg = (
+                "penalties: ewc holds weights that were there when their importance was estimated, "
+                "and lora trains new ones alone; give another adaptation, or leave ewc out"
+            )
+            raise ValueError(msg)
 
     def _prompt_fits(self) -> None:
         if self.adaptation.name != "prompt":

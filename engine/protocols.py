@@ -220,7 +220,7 @@ class Adaptation(Protocol):
     def merge(self, backbone: "nn.Module") -> "nn.Module":
         """The plain transformers model again, for export; what cannot be folded in stays with it.
 
-        See ``engine.adaptation.additions``.
+        See ``engine.additions``.
         """
         ...
 

@@ -25,8 +25,12 @@ def step_back(root: Path, fingerprint: str, asked: GoBack) -> "Checkpoint":
     """
     from engine import distributed, faults
     from engine.checkpoint import newest
+    from engine.checkpoint.save import DUE
 
     found = newest(root, fingerprint, distributed, most=asked.most)
+    while found is not None and not found.state.get(DUE, True):
+        # Saved for a stop: a run that nobody stopped would not find it.
+        found = newest(root, fingerprint, distributed, most=found.step - 1)
     if found is None:
         msg = f"{asked}; {asked.missing()}"
         raise NumericalError(msg)

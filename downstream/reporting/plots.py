@@ -136,8 +136,8 @@ def _trade(facts: Facts) -> Plot | None:
         axes.errorbar(
             x,
             y,
-            xerr=[[x - lost["low"]], [lost["high"] - x]],
-            yerr=[[won["high"] + y], [-y - won["low"]]],
+            xerr=[[max(0, x - lost["low"])], [max(0, lost["high"] - x)]],
+            yerr=[[max(0, won["high"] + y)], [max(0, -y - won["low"])]],
             fmt="o",
             color=COLOURS[index % len(COLOURS)],
             markersize=5,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from engine.adaptation.adapter import ATTENTION
-from engine.adaptation.additions import Adding
 from engine.adaptation.sublayers import Sublayers, sublayers_of
+from engine.additions import Adding
 from engine.layers import layer_list
 
 if TYPE_CHECKING:

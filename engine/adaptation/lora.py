@@ -110,7 +110,7 @@ class LowRankAdaptation:
         """
         from safetensors.torch import save
 
-        from engine.adaptation.additions import carried
+        from engine.additions import carried
 
         trained = [name for name, p in backbone.named_parameters() if p.requires_grad]
         if carried(backbone) or any(".lora_" not in name for name in trained):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import RecipeError
-from engine.adaptation.additions import Adding
 from engine.adaptation.sublayers import sublayers_of
+from engine.additions import Adding
 from engine.layers import layer_list
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import RecipeError
-from engine.adaptation.additions import Adding
+from engine.additions import Adding
 from engine.isolation import PROMPT, first_position
 
 if TYPE_CHECKING:

@@ -261,7 +261,7 @@ def _auto_class(model: Any) -> str:
 
 
 def _write(exported: _Exported, folder: Path) -> None:
-    from engine.adaptation.additions import save_additions, without_additions
+    from engine.additions import save_additions, without_additions
 
     model = exported.model
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -305,7 +305,7 @@ def _load(folder: Path, auto_class: str) -> Any:
     """The model as anybody would load it, and then its additions as a later stage would."""
     import transformers
 
-    from engine.adaptation.additions import restore_additions
+    from engine.additions import restore_additions
 
     with quiet_transformers():
         loaded, report = getattr(transformers, auto_class).from_pretrained(
@@ -380,7 +380,7 @@ def _compare_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 def _write_card(folder: Path, lineage: Mapping[str, Any], verification: Verification) -> str:
     """Sync every file and write ``onward.json``; returns the digest of all of them."""
-    from engine.adaptation.additions import adds_to
+    from engine.additions import adds_to
 
     files = {}
     for path in sorted(folder.rglob("*")):

@@ -1,5 +1,6 @@
 """Saving: every rank writes its fragments, rank 0 seals and names the folder, or nobody does."""
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from engine.protocols import Fragment, Progress
 
 STATE = "state.json"
+DUE = "due"
+"""In a checkpoint's state: False where it was saved because the run was to stop, and no more."""
 _log = logging.getLogger(__name__)
 _STEP = "step-"
 _SHARE = "put the run folder on a file system that all hosts share"
@@ -134,7 +137,9 @@ def prune(
 ) -> None:
     """Delete old checkpoints up to step ``newest``, which was just saved; rank 0 calls it.
 
-    The ``keep`` newest sound ones stay, and those of steps that ``keep_every`` divides, and the
+    What was saved for a stop alone goes when there is a newer one, and counts for nothing: what is
+    there for a rollback shall not depend on when a run was stopped. Of the others the ``keep``
+    newest sound ones stay, and those of steps that ``keep_every`` divides, and the
     newest sound one up to each step ``in_doubt``, for a rollback; of each that stays also the one
     of the step that it ``needs``: a run that resumes from it may ask for that. A folder that is not
     sound (a file is missing or of another size) does not count. Nothing is deleted unless
@@ -147,12 +152,13 @@ def prune(
     with disk.disk_errors(root):
         if not _is_sound(step_folder(root, newest)):
             return
-        folders = [f for f in step_folders(root) if step_of(f) <= newest]
+        present = [f for f in step_folders(root) if step_of(f) <= newest]
+        folders = [f for f in present if is_due(f)]
         spared = {
             next((f for f in folders if step_of(f) <= step and _is_sound(f)), None)
             for step in in_doubt
         }
-        old: list[Path] = []
+        old = [f for f in present if f not in folders and step_of(f) < newest]
         for folder in folders:
             if folder in spared:
                 kept += 1
@@ -160,12 +166,21 @@ def prune(
                 kept += _is_sound(folder)
             elif keep_every is None or step_of(folder) % keep_every:
                 old.append(folder)
-        needed = {needs(step_of(folder)) for folder in folders if folder not in old}
+        needed = {needs(step_of(folder)) for folder in present if folder not in old}
         for folder in old:
             if step_of(folder) not in needed:
                 hidden = commit.hide(folder)
                 faults.reached("checkpoint.prune", step=newest)
                 commit.remove(hidden)
+
+
+def is_due(folder: Path) -> bool:
+    """Whether a run that nobody stops saves there, too; True where that cannot be told."""
+    try:
+        state = json.loads((folder / STATE).read_bytes())["state"]
+        return bool(state.get(DUE, True))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return True
 
 
 def _is_sound(folder: Path) -> bool:

@@ -113,6 +113,7 @@ class ForgettingHook(Hook):
         )
         self._eased: list[Eased] = []
         self._done: dict[str, int] = {each.do: 0 for each in self._config.above}
+        self._said: str | None = None
         self._told = 0
         self._ended = ""
         self._goes_on_at: int | None = None
@@ -232,8 +233,12 @@ class ForgettingHook(Hook):
             self._within = step
         above = self._config.above
         taken = [asdict(each) | {"do": "roll_back"} for each in self._went_back[self._told :]]
-        due = most_decisive([above[number] for number in self._rungs.due(multiple)])
-        taken += [self._act(action, step, multiple) for action in due]
+        numbers = self._rungs.due(multiple)
+        for action in most_decisive([above[number] for number in numbers]):
+            done = self._act(action, step, multiple)
+            taken.append(done)
+            if "refused" in done:
+                self._rungs.give_back(next(n for n in numbers if above[n] is action))
         self._told = len(self._went_back)
         self._write(step, loss, change, taken)
 
@@ -261,8 +266,10 @@ class ForgettingHook(Hook):
                 then, numbers["refused"] = f"no more replay: {error}", str(error)
         if "refused" not in numbers:
             self._done[action.do] += 1
-        if self._is_first:
+        if self._is_first and then != self._said:
             _log.warning("%s: %s", why, then)
+        # What is refused again and again for one reason is said once.
+        self._said = then if "refused" in numbers else None
         return numbers
 
     def _go_back(self, action: StepBack, step: int, multiple: float, why: str) -> None:

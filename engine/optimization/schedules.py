@@ -165,7 +165,12 @@ class Infinite(_WarmedUp):
     anneal: int | float | None = Field(
         None, ge=0, description=f"{_SHARE_OR_STEPS}; absent: a later run goes on from here"
     )
-    end: float = Field(0.03, gt=0, le=1, description="share of the peak reached by annealing")
+    end: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the peak reached by annealing; absent: a tenth of ``constant``",
+    )
 
     @field_validator("cooldown", "anneal", mode="after")
     @classmethod
@@ -174,10 +179,10 @@ class Infinite(_WarmedUp):
 
     @model_validator(mode="after")
     def _falls(self) -> Self:
-        if "end" in self.model_fields_set and self.anneal is None:
+        if self.end is not None and self.anneal is None:
             msg = "'end' is reached by annealing, and 'anneal' is absent; give it, or remove 'end'"
             raise ValueError(msg)
-        if self.anneal is not None and self.end > self.constant:
+        if self.end is not None and self.end > self.constant:
             msg = f"end {self.end} is above constant {self.constant}: annealing falls"
             raise ValueError(msg)
         return self
@@ -190,7 +195,8 @@ class Infinite(_WarmedUp):
             return _half_cosine(1.0, self.constant, step / cooling)
         since = step - (rest - falling)
         if falling and since >= 0:
-            share: float = (self.end / self.constant) ** (since / falling)
+            end = self.constant / 10 if self.end is None else self.end
+            share: float = (end / self.constant) ** (since / falling)
             return self.constant * share
         return self.constant
 

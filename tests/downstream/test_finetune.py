@@ -168,7 +168,7 @@ def test_a_task_is_learned_by_an_adaptation_and_the_head(place, monkeypatch, nam
 
 def test_arms_that_carry_additions_are_fine_tuned_with_them(place, tmp_path):
     from engine.adaptation import Adapter, Prompt
-    from engine.adaptation.additions import save_additions
+    from engine.additions import save_additions
     from engine.models import PretrainedModel
 
     folder, rows, arms = place

@@ -29,7 +29,10 @@ from launcher.run_folder import RunFolder
 from tests.engine import tiny
 
 STEPS = 12
-TIMING = ("seconds", "tokens_per_second", "tflops", "mfu")
+TIMING = (
+    *("seconds", "tokens_per_second", "tflops", "mfu", "step_seconds", "data_wait", "memory"),
+    "restarts",
+)
 HALVES = {"domain": (5, 34), "general": (34, tiny.VOCABULARY), "held_out": (34, tiny.VOCABULARY)}
 """Tokens of each set: who learns the domain's unlearns what the others consist of."""
 

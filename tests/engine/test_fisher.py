@@ -14,7 +14,7 @@ from data_pipeline.example import WORD_START
 from data_pipeline.shards import ShardWriter
 from data_pipeline.tokenization import tokenizer_record
 from engine.adaptation import Prefix
-from engine.adaptation.additions import save_additions
+from engine.additions import save_additions
 from engine.checkpoint import open_checkpoint
 from engine.fisher import FISHER, FisherStage
 from engine.penalties.ewc import newest_importances

@@ -76,6 +76,15 @@ def test_each_rung_by_itself() -> None:
     assert Rungs((1.0, 3.0), 1).due(2.0) == [0]
 
 
+def test_an_action_that_was_refused_is_due_again() -> None:
+    rungs = Rungs((1.0,), 1)
+    assert rungs.due(1.5) == [0]
+    assert rungs.due(1.6) == []
+    rungs.give_back(0)
+    assert rungs.due(1.6) == [0]
+    assert rungs.due(1.7) == []
+
+
 def test_to_stop_or_to_go_back_leaves_nothing_else_to_do() -> None:
     kinds = ("warn", "lower_rate", "roll_back", "stop")
     read = TypeAdapter(Action).validate_python

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from configs.errors import NumericalError, RecipeError
+from configs.errors import NumericalError, Preempted, RecipeError
 from data_pipeline.streaming import describe_steps
 from engine import faults
 from engine.assemble import assemble
@@ -22,7 +22,10 @@ from tests.engine.test_assemble import context, place, stage
 
 __all__ = ["place"]
 STEPS = 16
-TIMING = ("seconds", "tokens_per_second", "tflops", "mfu")
+TIMING = (
+    *("seconds", "tokens_per_second", "tflops", "mfu", "step_seconds", "data_wait", "memory"),
+    "restarts",
+)
 # Steps are counted from 0. The checkpoint of step 10 lies among them, that of step 8 before them.
 SPIKES = "nan@loss:step=9;inf@loss:step=10;spike@loss:step=11"
 
@@ -125,6 +128,29 @@ def test_a_run_that_dies_around_a_rollback_ends_alike(
     go(guarded(place), tmp_path)
     require_same(rolled_back, tmp_path)
     assert lines(rolled_back, "skipped.jsonl") == lines(tmp_path, "skipped.jsonl")
+
+
+def test_a_run_that_was_stopped_goes_back_to_where_it_would_have_gone(
+    place: Path, rolled_back: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The spikes are steps 9 to 11: what the stop saves at 9 is nearer than the checkpoint of 8.
+    asked, reached = context(tmp_path), faults.reached
+
+    def stopping(point: str, **told: Any) -> None:
+        if (point, told.get("step")) == ("optimizer", 7):
+            asked.stop.ask("SIGTERM")
+        reached(point, **told)
+
+    monkeypatch.setattr(faults, "reached", stopping)
+    with pytest.raises(Preempted, match="after step 9 of 16"):
+        train_from_newest(assemble(guarded(place), asked))
+    monkeypatch.undo()
+    folder = tmp_path / "checkpoints"
+    assert {"step-8", "step-9"} <= {path.name for path in folder.glob("step-*")}
+    go(guarded(place), tmp_path)
+    require_same(rolled_back, tmp_path)
+    kept = {path.name for path in (rolled_back / "checkpoints").glob("step-*")}
+    assert kept == {path.name for path in folder.glob("step-*")}
 
 
 def test_checkpoints_behind_the_training_are_there_before_a_rollback_deletes_them(

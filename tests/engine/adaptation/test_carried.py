@@ -24,7 +24,7 @@ from engine.adaptation import (
     Prefix,
     Prompt,
 )
-from engine.adaptation.additions import CARD, WEIGHTS, carried, restore_additions
+from engine.additions import CARD, WEIGHTS, carried, restore_additions
 from engine.checkpoint import export_problems, read_card
 from engine.checkpoint.export import CARD as EXPORT_CARD
 from engine.isolation import longest_document, require_positions

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.adaptation.additions import WEIGHTS, carried
+from engine.additions import WEIGHTS, carried
 from engine.checkpoint import FragmentStore, describe, export_model, export_problems, save
 from engine.frozen import frozen_digest
 from engine.isolation import isolated_inputs

@@ -106,10 +106,13 @@ def values_of(seed: int, name: str, key: str) -> np.ndarray[Any, Any]:
     return rng.standard_normal(SHAPES[name], dtype=np.float32)
 
 
-def save_step(root: Path, step: int, fingerprint: str = "recipe", **backend: Any) -> Path:
+def save_step(
+    root: Path, step: int, fingerprint: str = "recipe", *, due: bool = True, **backend: Any
+) -> Path:
     """A one-rank checkpoint whose values are seeded by its step."""
     fake: Any = FakeBackend(seed=step, **backend)
-    return save(root, Progress(step), fake, {"cursor": step * 8}, fingerprint, AloneHere())
+    state = {"cursor": step * 8, "due": due}
+    return save(root, Progress(step), fake, state, fingerprint, AloneHere())
 
 
 class AloneHere:

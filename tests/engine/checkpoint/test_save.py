@@ -76,7 +76,7 @@ def test_what_was_saved_comes_back(root: Path) -> None:
     found = newest(root, "recipe")
     assert found is not None
     assert (found.step, found.fingerprint, found.world) == (8, "recipe", 1)
-    assert found.state == {"cursor": 64}
+    assert found.state == {"cursor": 64, "due": True}
     assert found.backend_state == {"loss_scale": 256.0}
     store = found.store()
     assert store.names == list(SHAPES)
@@ -501,7 +501,7 @@ def test_sizes_alone_leave_out_the_weights_and_nothing_else(root: Path) -> None:
     flip_a_middle_bit(root / "step-8" / FILES[0])
     seen = newest(root, "recipe", verify="sizes")
     assert seen is not None
-    assert seen.state == {"cursor": 64}
+    assert seen.state == {"cursor": 64, "due": True}
     assert found_step(root) == 4
     flip_a_middle_bit(root / "step-8" / "state.json")
     seen = newest(root, "recipe", verify="sizes")
@@ -668,3 +668,14 @@ def test_pruning_spares_what_may_be_gone_back_to_or_asked_for(root: Path) -> Non
     prune(root, keep=2, newest=24, in_doubt=(9, 30), needs=best.get)
     stays = ["step-16", "step-20", "step-24", "step-4", "step-8"]
     assert sorted(entry.name for entry in root.glob("step-*")) == stays
+
+
+def test_what_was_saved_for_a_stop_alone_takes_nobodys_place(root: Path) -> None:
+    for step, due in ((12, True), (14, False), (16, True), (18, False)):
+        save_step(root, step, due=due)
+    # The newest stays for the resume; beside it two that are due, as if nobody had stopped.
+    prune(root, keep=2, newest=18)
+    assert sorted(p.name for p in root.glob("step-*")) == ["step-12", "step-16", "step-18"]
+    save_step(root, 20)
+    prune(root, keep=2, newest=20, in_doubt=(19,))
+    assert sorted(p.name for p in root.glob("step-*")) == ["step-16", "step-20"]

@@ -15,7 +15,7 @@ from engine import faults
 from engine.assemble import assemble
 from engine.checkpoint import open_checkpoint
 from engine.exporting import export_step
-from engine.hooks import GuardHook
+from engine.hooks import CheckpointHook, GuardHook
 from engine.pretraining import PretrainStage
 from engine.training import train_from_newest
 from tests.engine.test_assemble import context, place, stage
@@ -134,14 +134,14 @@ def test_a_run_that_was_stopped_goes_back_to_where_it_would_have_gone(
     place: Path, rolled_back: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The spikes are steps 9 to 11: what the stop saves at 9 is nearer than the checkpoint of 8.
-    asked, reached = context(tmp_path), faults.reached
+    asked, after_step = context(tmp_path), CheckpointHook.after_step
 
-    def stopping(point: str, **told: Any) -> None:
-        if (point, told.get("step")) == ("optimizer", 7):
+    def stopping(self: CheckpointHook, backend: Any, progress: Any, record: Any) -> None:
+        after_step(self, backend, progress, record)
+        if progress.step == 8:
             asked.stop.ask("SIGTERM")
-        reached(point, **told)
 
-    monkeypatch.setattr(faults, "reached", stopping)
+    monkeypatch.setattr(CheckpointHook, "after_step", stopping)
     with pytest.raises(Preempted, match="after step 9 of 16"):
         train_from_newest(assemble(guarded(place), asked))
     monkeypatch.undo()

@@ -6,9 +6,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from benchmarks import ranks
 from engine import distributed
@@ -16,12 +18,16 @@ from engine.activations import Pass
 from engine.adaptation import FullTraining
 from engine.adaptation.lora import LowRank
 from engine.backends import DeepSpeedZero, Plain
+from engine.learner import Learner
 from engine.models import read_shape
-from engine.optimization import AdamW
-from engine.parameter_shapes import low_rank, model_shape
-from engine.penalties import StartingPoint
-from engine.planner import Job, Weights, memory
-from engine.stage_memory import whole
+from engine.optimization import AdamW, OptimizerConfig
+from engine.parameter_shapes import model_shape
+from engine.penalties import Distillation, StartingPoint
+from engine.penalties.distillation import DistilledObjective
+from engine.penalties.ewc import ElasticPull
+from engine.planner import Job, memory
+from engine.protocols import WeightPenalty
+from engine.stage_memory import weights_of
 from tests.engine import tiny
 
 TARGET = 0.02
@@ -47,6 +53,23 @@ def values(kind: str, stage: int, world: int, **changes: Any) -> dict[str, Any]:
     } | precision
 
 
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+"""A teacher of another shape."""
+TECHNIQUES: dict[str, dict[str, Any]] = {
+    "lion": {"optimizer": {"name": "lion", "lr": 1e-3}},
+    "muon": {"optimizer": {"name": "muon", "lr": 1e-3}},
+    "layer decay": {"optimizer": {"name": "adamw", "lr": 1e-3, "layer_decay": 0.9}},
+    "rates": {
+        "optimizer": {"name": "muon", "lr": 1e-3, "rates": {"backbone.bert.encoder.layer.2": 0.5}}
+    },
+    "ewc": {"penalties": ["ewc"]},
+    "distillation": {"teacher": SMALL},
+}
 LOW = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
 
 
@@ -65,36 +88,68 @@ def cases(world: int) -> dict[str, dict[str, Any]]:
             "bf16 plain": {"values": plain, "plain": True},
             "fp32 3": {"values": values("fp32", 3, world)},
             "lora": {"values": values("bf16", 1, world), "rank": RANK},
-            "penalty": {"values": values("bf16", 1, world), "penalties": 1},
+            "penalty": {"values": values("bf16", 1, world), "penalties": ["l2_sp"]},
             "low states": {"values": values("bf16", 1, world, bf16=LOW)},
             "small groups": {"values": values("bf16", 3, world, sub_group_size=BUCKET)},
         }
+    for stage in (1, 2, 3):
+        for name, technique in TECHNIQUES.items():
+            found[f"{name} {stage}"] = {"values": values("bf16", stage, world)} | technique
     return {name: {"shape": "bert_tiny", "changes": CHANGES} | case for name, case in found.items()}
 
 
 def planned(case: dict[str, Any], world: int) -> dict[str, int]:
     """Point -> bytes, as the planner has it."""
     given = case["values"]
-    penalties = case.get("penalties", 0)
+    adapted: Any = SimpleNamespace(adaptation=adaptation(case), optimizer=optimizer(case))
+    teacher = (
+        model_shape(read_shape("bert_tiny") | case["teacher"], "masked_lm", tiny.VOCABULARY)
+        if "teacher" in case
+        else None
+    )
     job = Job(
-        low_rank_weights() if "rank" in case else whole(SHAPE),
+        weights_of(adapted, SHAPE, teacher),
         given,
         world,
         8 // world // given.get("train_micro_batch_size_per_gpu", 8),
         NOTHING,
-        states=2 + penalties,
-        pulls=bool(penalties),
+        pulls=sum(len(penalty.keys) for penalty in penalties(case)),
         backend="plain" if "plain" in case else "deepspeed",
     )
     need = memory(job, given.get("zero_optimization", {}))
     return {"rest": need.rest, "backward": need.backward, "step": need.step}
 
 
-def low_rank_weights() -> Weights:
-    """With updates of a low rank on every linear layer."""
-    updates = tuple(weight.numel for weight in low_rank(SHAPE, RANK, None))
-    frozen = tuple(weight.numel for weight in SHAPE.weights)
-    return Weights(updates, (), frozen)
+def adaptation(case: Mapping[str, Any]) -> FullTraining | LowRank:
+    """All of the model, or updates of a low rank on every linear layer."""
+    return LowRank(rank=case["rank"]) if "rank" in case else FullTraining()
+
+
+def optimizer(case: Mapping[str, Any]) -> Any:
+    """AdamW unless it says otherwise."""
+    if "optimizer" not in case:
+        return AdamW(lr=1e-3)
+    return TypeAdapter[Any](OptimizerConfig).validate_python(case["optimizer"])
+
+
+def penalties(case: Mapping[str, Any]) -> list[WeightPenalty]:
+    """Those that it names; EWC with importances of zero, which take as much room as others."""
+    kinds: dict[str, Callable[[], WeightPenalty]] = {
+        "l2_sp": lambda: StartingPoint().build(Path),
+        "ewc": lambda: ElasticPull(1.0, []),
+    }
+    return [kinds[name]() for name in case.get("penalties", ())]
+
+
+def taught(folder: Path, learner: Learner, changes: Mapping[str, Any]) -> Learner:
+    """The same model, which is to predict what another one does."""
+
+    def load() -> torch.nn.Module:
+        return tiny.learner(folder, "bert_tiny", **changes).backbone
+
+    goal: Any = learner.objective
+    objective = DistilledObjective(Distillation(teacher="elsewhere"), goal, load)
+    return Learner(learner.backbone, objective)
 
 
 def measure() -> dict[str, Any]:
@@ -184,15 +239,13 @@ def _points(folder: Path, case: Mapping[str, Any]) -> dict[str, int]:
     def held(point: str) -> int:
         return settled_bytes(base + 1.01 * expected[point]) - base
 
-    adaptation = (
-        LowRank(rank=case["rank"]).build(1) if case.get("rank") else FullTraining().build(1)
-    )
-    learner = tiny.learner(folder, case["shape"], adaptation, **case["changes"])
+    learner = tiny.learner(folder, case["shape"], adaptation(case).build(1), **case["changes"])
+    if "teacher" in case:
+        learner = taught(folder, learner, case["teacher"])
     goal = learner.objective
     kind = Plain if case.get("plain") else DeepSpeedZero
-    penalties = [StartingPoint().build(Path)] * case.get("penalties", 0)
-    backend = kind(config=case["values"]).build(learner, AdamW(lr=1e-3), penalties)
-    optimizer: Any = backend._optimizer
+    backend = kind(config=case["values"]).build(learner, optimizer(case), penalties(case))
+    stepping: Any = backend._optimizer
     points: dict[str, int] = {}
 
     def look(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -202,7 +255,7 @@ def _points(folder: Path, case: Mapping[str, Any]) -> dict[str, int]:
 
         return watched
 
-    optimizer.step = look(optimizer.step)
+    stepping.step = look(stepping.step)
     # The states come into being in the first step.
     for number in range(2):
         points.clear()

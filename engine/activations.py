@@ -5,7 +5,7 @@ feed-forward layers (f), each for every token: what transformers' modules save u
 attention. tests/engine/test_activations.py holds it to what autograd saves.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.parameter_shapes import ModelShape, Sizes
 
@@ -22,6 +22,7 @@ class Rows:
         masked: whether rows hold several documents, kept apart by a mask.
         scores_written_out: attention without a fused kernel, as on a CPU.
         in_pieces: targets are scored so many at a time, with their gradients.
+        are_compared: with a teacher's predictions, all targets at once.
     """
 
     count: int
@@ -32,6 +33,7 @@ class Rows:
     masked: bool = True
     scores_written_out: bool = False
     in_pieces: bool = True
+    are_compared: bool = False
 
     @property
     def tokens(self) -> int:
@@ -102,6 +104,15 @@ def layer_bytes(kind: str, sizes: Sizes, rows: Rows) -> int:
     return saved + (square if rows.masked else 0)
 
 
+def beside_teacher(own: Pass, teacher: ModelShape, rows: Rows) -> Pass:
+    """The same with a teacher: it reads the rows when the model's layers are saved, saving none."""
+    logits = rows.width * rows.targets * teacher.sizes.vocabulary
+    passing = activations(teacher, replace(rows, recomputed_every=None)).passing
+    return replace(own, head=max(own.head, passing + 2 * logits))
+
+
+_COMPARED = 20
+"""Bytes a logit while two predictions are compared in fp32, beside both models' logits."""
 _PIECE = 1 << 25
 _LEAST_TARGETS = 256
 
@@ -116,6 +127,8 @@ def head_bytes(shape: ModelShape, rows: Rows) -> int:
     if shape.output is None:
         return 0
     sizes = shape.sizes
+    if rows.are_compared:
+        return rows.targets * sizes.vocabulary * (_COMPARED + 2 * rows.width)
     scored, kept = rows.targets, 0
     if rows.in_pieces and scored > targets_at_once(sizes.vocabulary):
         # The gradients are there when the loss is: of the layer in fp32, and of what it sees.

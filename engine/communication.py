@@ -18,15 +18,20 @@ from engine.planner import (
     LIVE,
     PERSISTS_BELOW,
     PREFETCH,
+    Group,
     Job,
     Weights,
+    Widths,
     offloaded,
     setting,
     sub_groups,
 )
+from engine.update_sizes import GATHERED
 
 Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "reduce"]
-Purpose = Literal["gradients", "weights", "norm", "overflow", "counts", "judgement", "vote"]
+Purpose = Literal[
+    "gradients", "weights", "matrices", "norm", "overflow", "counts", "judgement", "vote"
+]
 
 _STAGE_0_BUCKET = 500_000_000
 _NUMBER = 8
@@ -119,7 +124,7 @@ def _stage_0(job: Job, zero: Mapping[str, Any]) -> Iterator[Collective]:
 
 def _in_order(weights: Weights) -> Iterator[int]:
     """Sizes of the trained tensors, in the model's order."""
-    trained = len(weights.matrices) + len(weights.vectors)
+    trained = len(weights.trainable)
     seen = dict.fromkeys(n for module in weights.modules for n in module.tensors if n < trained)
     return (weights.tensors[number] for number in seen)
 
@@ -130,13 +135,26 @@ def _flat(job: Job, zero: Mapping[str, Any]) -> Iterator[Collective]:
     passes = job.accumulation if int(zero["stage"]) == 2 else 1
     for kind, values in _reductions(job, zero):
         yield Collective(kind, _sent(job) * values * passes, passes, "gradients")
-    groups = [group for group in (weights.matrices, weights.vectors) if group]
+    groups = [group.tensors for group in weights.groups]
     if _checks_overflow(job, zero):
         yield Collective("all_reduce", 1, 1, "overflow")
     if zero.get("compute_grad_norm", True):
         yield Collective("all_reduce", 4 * len(groups), len(groups), "norm")
     flat = sum(ceil(sum(group) / (2 * world)) * 2 * world for group in groups)
     yield Collective("all_gather", _weight(job) * flat, len(groups), "weights")
+    owners, number = _owners(weights, world), 0
+    for group in weights.groups:
+        numbers = range(number, number := number + len(group.tensors))
+        cut = [weights.tensors[each] for each in numbers if len(owners[each]) > 1]
+        yield from _turned(job, group, cut)
+
+
+def _turned(job: Job, group: Group, cut: Sequence[int]) -> Iterator[Collective]:
+    """Matrices that are cut over ranks are put together for a rule that turns them."""
+    if group.working.turning:
+        width = Widths.of(job.values).master
+        for values in _parts(cut, GATHERED - 1):
+            yield Collective("all_reduce", width * values, 1, "matrices")
 
 
 def _checks_overflow(job: Job, zero: Mapping[str, Any]) -> bool:
@@ -150,7 +168,7 @@ def _checks_overflow(job: Job, zero: Mapping[str, Any]) -> bool:
 def _reductions(job: Job, zero: Mapping[str, Any]) -> Iterator[tuple[Kind, int]]:
     """(kind, values) of each call after one backward pass of stage 1 or 2."""
     weights, size = job.weights, int(zero.get("reduce_bucket_size", BUCKET))
-    trained = range(len(weights.matrices) + len(weights.vectors))
+    trained = range(len(weights.trainable))
     at_end = int(zero["stage"]) == 1 and not zero.get("overlap_comm")
     order: Iterable[int] = trained if at_end else _as_computed(weights)
     owners = _owners(weights, job.world)
@@ -161,7 +179,7 @@ def _reductions(job: Job, zero: Mapping[str, Any]) -> Iterator[tuple[Kind, int]]
 
 def _as_computed(weights: Weights) -> Iterator[int]:
     """Trained tensors in the order in which a backward pass is done with them."""
-    modules, trained = weights.modules, len(weights.matrices) + len(weights.vectors)
+    modules, trained = weights.modules, len(weights.trainable)
     order = [n for at in backward(modules) for n in reversed(modules[at].tensors) if n < trained]
     # What serves twice is done with when its first use is.
     last = {number: position for position, number in enumerate(order)}
@@ -184,10 +202,10 @@ def _owners(weights: Weights, world: int) -> dict[int, list[tuple[int, int]]]:
     """For each trained tensor the (rank, values) that its group's partitions cut it into."""
     found: dict[int, list[tuple[int, int]]] = {}
     number = 0
-    for group in (weights.matrices, weights.vectors):
-        size = ceil(sum(group) / (2 * world)) * 2
+    for group in weights.groups:
+        size = ceil(sum(group.tensors) / (2 * world)) * 2
         start = 0
-        for numel in group:
+        for numel in group.tensors:
             end = start + numel
             found[number] = [
                 (rank, min(end, (rank + 1) * size) - max(start, rank * size))
@@ -245,9 +263,12 @@ def _stage_3(job: Job, zero: Mapping[str, Any]) -> Iterator[Collective]:
         yield Collective(kind, _sent(job) * values * passes, passes, "gradients")
     if _checks_overflow(job, zero):
         yield Collective("all_reduce", 1, 1, "overflow")
-    groups = len(sub_groups(weights, world, zero))
+    parts = sub_groups(weights, world, zero)
+    groups = len(parts)
     wide = 4 if offloaded(zero) != "none" else 8
     yield Collective("all_reduce", wide * groups, groups, "norm")
+    for part in parts:
+        yield from _turned(job, part, part.tensors)
 
 
 def _padded(numel: int, world: int) -> int:

@@ -40,6 +40,17 @@ def training_flops(shape: ModelShape, length: int, part: TrainedPart | None = No
     return Cost(token + 3 * _attention(shape, length), target)
 
 
+def forward_flops(shape: ModelShape, length: int) -> Cost:
+    """Of a forward pass alone, as a frozen teacher makes it."""
+    applied = {weight.name: _applied(shape, weight) for weight in shape.weights}
+    heads = {weight.name for weight in shape.weights if weight.head}
+    token = sum(values for name, values in applied.items() if name not in heads)
+    target = sum(applied[name] for name in heads)
+    if shape.output is not None and shape.output not in heads:
+        target += next(weight.numel for weight in shape.weights if weight.name == shape.output)
+    return Cost(_FORWARD * token + _attention(shape, length), _FORWARD * target)
+
+
 def _passes(weight: Weight, part: TrainedPart) -> int:
     """FLOPs a token for each value of one of the model's own matrices."""
     if weight.name in part.trained:

@@ -19,11 +19,13 @@ class Module:
         depth: how many modules hold it.
         tensors: numbers of those that it uses itself.
         is_whole: DeepSpeed knows no modules within it, as with a mixture of experts.
+        has_backward: a gradient passes it; a teacher has none.
     """
 
     depth: int
     tensors: tuple[int, ...] = ()
     is_whole: bool = False
+    has_backward: bool = True
 
 
 Layout = tuple[Module, ...]
@@ -113,7 +115,9 @@ def _output(shape: "ModelShape") -> list[str]:
 
 def backward(layout: Layout) -> Iterator[int]:
     """Positions in the layout in the order in which a backward pass enters the modules."""
-    yield from _reversed_children(layout, 0, len(layout))
+    for position in _reversed_children(layout, 0, len(layout)):
+        if layout[position].has_backward:
+            yield position
 
 
 def _reversed_children(layout: Layout, start: int, end: int) -> Iterator[int]:

@@ -5,13 +5,14 @@ and the plain backend allocate; a census of all live tensors holds it to that (t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Literal
 
 from configs.deepspeed_json import precision
 from engine.activations import Pass
 from engine.layout import Layout, Module
+from engine.update_sizes import GATHERED, PIECE
 
 Offload = Literal["none", "optimizer", "all"]
 BUCKET = 500_000_000
@@ -23,26 +24,56 @@ PERSISTS_BELOW = 100_000
 
 
 @dataclass(frozen=True, slots=True)
+class Working:
+    """What an update takes for a moment, beside weights, states and gradients.
+
+    Attributes:
+        copies: tensors of the shape of what is updated at once.
+        turning: bytes a value of the one whole matrix that is turned; 0: none is.
+    """
+
+    copies: int = 0
+    turning: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Weights that are trained alike: of one decay, one rate and one rule.
+
+    Attributes:
+        tensors: the values of each, in the model's order.
+        states: tensors of a weight's shape in the optimizer's state, in the states' precision.
+    """
+
+    tensors: tuple[int, ...]
+    states: int = 2
+    working: Working = Working()
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
     """A model as an optimizer sees it: the sizes of its tensors, in values.
 
     Attributes:
-        matrices: the trained ones that are decayed, in the model's order.
-        vectors: the trained ones that are not.
+        groups: of those that are trained; none is empty.
         frozen: without gradients and states.
         layout: the model's modules, with tensors numbered as in ``tensors``; empty: not known,
             every tensor counts as a module by itself.
     """
 
-    matrices: tuple[int, ...]
-    vectors: tuple[int, ...]
+    groups: tuple[Group, ...]
     frozen: tuple[int, ...] = ()
     layout: Layout = ()
 
     @property
+    def trainable(self) -> tuple[int, ...]:
+        """Those that have gradients and states, group by group."""
+        return tuple(numel for group in self.groups for numel in group.tensors)
+
+    @property
     def tensors(self) -> tuple[int, ...]:
-        """All of them: matrices, vectors, frozen ones."""
-        return (*self.matrices, *self.vectors, *self.frozen)
+        """All of them: the trainable ones, then the frozen ones."""
+        return (*self.trainable, *self.frozen)
 
     @property
     def modules(self) -> Layout:
@@ -52,7 +83,7 @@ class Weights:
     @property
     def trained(self) -> int:
         """Values that have gradients and states."""
-        return sum(self.matrices) + sum(self.vectors)
+        return sum(self.trainable)
 
     @property
     def all(self) -> int:
@@ -67,9 +98,10 @@ class Job:
     Attributes:
         values: the DeepSpeed JSON; ``zero_optimization`` is not looked at.
         backend: ``plain`` or ``deepspeed``.
-        states: tensors of a weight's shape in the optimizer's state, in the states' precision.
-        averages: the same, always fp32.
-        pulls: whether penalties add to gradients, which takes one more tensor for a moment.
+        pulls: tensors that penalties add to each weight's states; adding to the gradient takes one
+            more for a moment.
+        averages: tensors that an average of the weights adds, always fp32.
+        is_swapped: validation puts the average in the weights' place, and keeps these.
         accumulation: micro-batches a step.
         work: activations of one micro-batch.
         sources: of data, which the loop counts each.
@@ -82,9 +114,9 @@ class Job:
     world: int
     accumulation: int
     work: Pass
-    states: int = 2
+    pulls: int = 0
     averages: int = 0
-    pulls: bool = False
+    is_swapped: bool = False
     backend: Literal["plain", "deepspeed"] = "deepspeed"
     sources: int = 1
     is_judged: bool = False
@@ -102,6 +134,7 @@ class Memory:
         step: when the optimizer begins its step on the largest group of weights.
         update: the most from there on, and while gradients are made ready for it.
         host: what offloading puts into the host's memory.
+        swapped: while the average of the weights is validated; 0: it is not.
     """
 
     rest: int
@@ -110,11 +143,12 @@ class Memory:
     step: int
     update: int
     host: int = 0
+    swapped: int = 0
 
     @property
     def peak(self) -> int:
         """The most at any time."""
-        return max(self.rest, self.backward, self.in_pass, self.update)
+        return max(self.rest, self.backward, self.in_pass, self.update, self.swapped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +181,32 @@ def memory(job: Job, zero: Mapping[str, Any]) -> Memory:
     return _sharded(job, zero) if stage == 3 else _flat(job, zero, stage)
 
 
-def _states(job: Job, widths: Widths, count: int) -> int:
-    return (job.states * widths.state + 4 * job.averages) * count
+def state_bytes(job: Job, widths: Widths, shares: Sequence[int]) -> int:
+    """Of the optimizer's states; ``shares``: values that a rank holds of each group."""
+    return sum(
+        ((group.states + job.pulls) * widths.state + 4 * job.averages) * share
+        for group, share in zip(job.weights.groups, shares, strict=True)
+    )
+
+
+def _working(job: Job, width: int, group: Group, tensors: Sequence[int], share: int) -> int:
+    """The most that an update of some of a group's tensors takes for a moment.
+
+    Args:
+        job: tells whether penalties pull.
+        width: bytes of a value of what is updated.
+        group: how it is updated.
+        tensors: whole, those that the update is of.
+        share: values of them on this rank.
+    """
+    largest, turned = max(tensors), 0
+    if group.working.turning:
+        gathered = min(sum(tensors), GATHERED + largest) if share < sum(tensors) else 0
+        turned = width * gathered + group.working.turning * largest
+    # The update's norm is measured: what was before, the difference, and its square in fp64.
+    measured = width * min(share, 2 * PIECE) + (width + 16) * min(share, PIECE)
+    update = width * group.working.copies * share + max(turned, measured)
+    return max(update, width * share * (job.pulls > 0))
 
 
 def _whole(job: Job) -> Memory:
@@ -156,21 +214,32 @@ def _whole(job: Job) -> Memory:
     widths, weights = Widths.of(job.values), job.weights
     trained = weights.trained
     masters = 0 if widths.weight == 4 else 4 * trained
-    rest = widths.weight * weights.all + masters + _states(job, widths, trained)
+    states = state_bytes(job, widths, [sum(group.tensors) for group in weights.groups])
+    rest = widths.weight * weights.all + masters + states
     gradients = 4 * trained
-    largest = max((*weights.matrices, *weights.vectors), default=0)
     passing = max(gradients * (job.accumulation > 1) + job.work.bytes, gradients)
     if masters:
         # A low-precision gradient beside its copy in fp32, parameter by parameter at the end.
         passing += widths.weight * trained
     reduced = 4 * min(trained, BUCKET) if job.world > 1 else 0
-    pulls = 4 * largest if job.pulls else 0
+    working = max(
+        _working(replace(job, pulls=0), 4, group, group.tensors, sum(group.tensors))
+        for group in weights.groups
+    )
+    pulled = 4 * max(weights.trainable) * (job.pulls > 0)
     ready = rest + gradients
-    return Memory(rest, ready, rest + passing, ready, ready + max(reduced, pulls))
+    most = ready + max(reduced, working, pulled)
+    swapped = _swapped(job, rest + 4 * trained)
+    return Memory(rest, ready, rest + passing, ready, most, swapped=swapped)
 
 
-def _shares(numels: Sequence[int], world: int) -> tuple[int, int]:
-    """Of one flat group: (values in a partition, most values of tensors that touch one)."""
+def _swapped(job: Job, held: int) -> int:
+    """While the average is validated; ``held``: with a copy of the weights."""
+    return held + job.work.head + job.work.passing if job.is_swapped else 0
+
+
+def _shares(numels: Sequence[int], world: int) -> tuple[int, list[int]]:
+    """Of one flat group: (values in a partition, for each rank values of tensors that touch it)."""
     aligned = ceil(sum(numels) / (2 * world)) * 2 * world
     size = aligned // world
     touched, start = [0] * world, 0
@@ -179,18 +248,19 @@ def _shares(numels: Sequence[int], world: int) -> tuple[int, int]:
             for rank in range(start // size, min(world - 1, (start + numel - 1) // size) + 1):
                 touched[rank] += numel
         start += numel
-    return size, max(touched)
+    return size, touched
 
 
 def _flat(job: Job, zero: Mapping[str, Any], stage: int) -> Memory:
     """Stages 1 and 2: a flat tensor a group, its partition on this rank."""
     widths, weights, world = Widths.of(job.values), job.weights, job.world
-    groups = [_shares(group, world) for group in (weights.matrices, weights.vectors) if group]
-    share, touched = sum(size for size, _ in groups), sum(most for _, most in groups)
-    largest_group = max(size for size, _ in groups)
-    largest = max((*weights.matrices, *weights.vectors))
+    found = [_shares(group.tensors, world) for group in weights.groups]
+    shares = [size for size, _ in found]
+    share = sum(shares)
+    touched = max(map(sum, zip(*(ranks for _, ranks in found), strict=True)))
+    largest = max(weights.trainable)
     flat = widths.weight * (share * world + sum(weights.frozen))
-    optimizer = widths.master * share + _states(job, widths, share)
+    optimizer = widths.master * share + state_bytes(job, widths, shares)
     bucket = widths.weight * int(zero.get("reduce_bucket_size", BUCKET))
     if zero.get("overlap_comm"):
         bucket *= 2
@@ -210,10 +280,17 @@ def _flat(job: Job, zero: Mapping[str, Any], stage: int) -> Memory:
         return Memory(rest, rest, in_pass, rest, rest, host + held)
     rest = flat + optimizer
     # All groups' gradients are views of one tensor, which the last of them holds.
-    step = rest + (kept if len(groups) > 1 else 0) + widths.master * largest_group
-    update = max(rest + kept + _cast(widths) * largest_group, step)
-    update = max(update, step + widths.master * largest_group * job.pulls)
-    return Memory(rest, rest + kept, rest + max(passing, reducing), step, update)
+    steps = [rest + kept + widths.master * size for size in shares]
+    steps[-1] -= kept
+    update = max(
+        rest + kept + _cast(widths) * max(shares),
+        *(
+            step + _working(job, widths.master, group, group.tensors, size)
+            for group, step, size in zip(weights.groups, steps, shares, strict=True)
+        ),
+    )
+    in_pass, swapped = rest + max(passing, reducing), _swapped(job, rest + widths.master * share)
+    return Memory(rest, rest + kept, in_pass, max(steps), update, swapped=swapped)
 
 
 def _cast(widths: Widths) -> int:
@@ -225,16 +302,15 @@ def _cast(widths: Widths) -> int:
 def _sharded(job: Job, zero: Mapping[str, Any]) -> Memory:
     """Stage 3: every tensor is cut over the ranks, and gathered for use."""
     widths, weights, world = Widths.of(job.values), job.weights, job.world
-    tensors = (*weights.matrices, *weights.vectors)
-    cut = sum(ceil(numel / world) for numel in tensors)
-    frozen = sum(ceil(numel / world) for numel in weights.frozen)
+    cuts = [cut_values(group.tensors, world) for group in weights.groups]
+    cut, frozen = sum(cuts), cut_values(weights.frozen, world)
     threshold = setting(zero, "param_persistence_threshold", PERSISTS_BELOW)
     # On one rank what is gathered is the cut itself.
-    persistent = sum(n for n in (*tensors, *weights.frozen) if n <= threshold and world > 1)
+    persistent = sum(n for n in weights.tensors if n <= threshold and world > 1)
     bucket = widths.weight * int(zero.get("reduce_bucket_size", BUCKET))
-    optimizer = widths.master * cut + _states(job, widths, cut)
+    optimizer = widths.master * cut + state_bytes(job, widths, cuts)
     gradients = widths.gradient * cut
-    share = widths.weight * (cut + frozen + _within_host((*tensors, *weights.frozen), zero))
+    share = widths.weight * (cut + frozen + _within_host(weights.tensors, zero))
     offload = offloaded(zero)
     gathered = widths.weight * _live(weights, zero) if world > 1 else 0
     host = 0
@@ -247,13 +323,27 @@ def _sharded(job: Job, zero: Mapping[str, Any]) -> Memory:
     rest = held + widths.weight * persistent
     scattered = widths.weight * min(weights.trained, bucket // widths.weight)
     in_pass = held + max(gathered, widths.weight * persistent) + max(job.work.bytes, scattered)
-    sub_group = max(sub_groups(weights, world, zero))
     backward = held + max(gathered, widths.weight * persistent)
     if offload != "none":
         return Memory(rest, backward, in_pass, held, max(held, rest), host)
-    step = held + widths.master * sub_group
-    update = max(step + widths.master * sub_group * job.pulls, held + _cast(widths) * sub_group)
-    return Memory(rest, backward, in_pass, step, max(update, rest))
+    parts = [(part, cut_values(part.tensors, world)) for part in sub_groups(weights, world, zero)]
+    largest = max(values for _, values in parts)
+    update = max(
+        rest,
+        held + _cast(widths) * largest,
+        *(
+            held + widths.master * values + _working(job, widths.master, part, part.tensors, values)
+            for part, values in parts
+        ),
+    )
+    step = held + widths.master * largest
+    swapped = _swapped(job, backward + widths.master * cut)
+    return Memory(rest, backward, in_pass, step, update, swapped=swapped)
+
+
+def cut_values(tensors: Sequence[int], world: int) -> int:
+    """Values on a rank of tensors that stage 3 cuts, each by itself."""
+    return sum(ceil(numel / world) for numel in tensors)
 
 
 def setting(zero: Mapping[str, Any], key: str, usual: int) -> int:
@@ -271,23 +361,23 @@ def _live(weights: Weights, zero: Mapping[str, Any]) -> int:
     """The most values of gathered tensors at once."""
     most = setting(zero, "max_live_parameters", LIVE)
     ahead = setting(zero, "prefetch_bucket_size", PREFETCH)
-    largest = max((*weights.matrices, *weights.vectors, *weights.frozen))
-    return min(weights.all, max(most, largest) + ahead)
+    return min(weights.all, max(most, *weights.tensors) + ahead)
 
 
-def sub_groups(weights: Weights, world: int, zero: Mapping[str, Any]) -> list[int]:
-    """Values of each of stage 3's sub-groups: tensors in a row until there are enough of them."""
+def sub_groups(weights: Weights, world: int, zero: Mapping[str, Any]) -> list[Group]:
+    """Stage 3's sub-groups: a group's tensors in a row until there are enough of them."""
     size = int(zero.get("sub_group_size", SUB_GROUP))
     found = []
-    for group in (weights.matrices, weights.vectors):
-        together = 0
-        for numel in group:
-            together += ceil(numel / world)
-            if together >= size:
-                found.append(together)
-                together = 0
+    for group in weights.groups:
+        together, values = list[int](), 0
+        for numel in group.tensors:
+            together.append(numel)
+            values += ceil(numel / world)
+            if values >= size:
+                found.append(replace(group, tensors=tuple(together)))
+                together, values = [], 0
         if together:
-            found.append(together)
+            found.append(replace(group, tensors=tuple(together)))
     return found
 
 

@@ -1,20 +1,27 @@
 """From a pretraining stage to the planner's terms; and on the ranks, "auto" to ZeRO settings."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from configs.deepspeed_json import AUTO, precision, read_deepspeed
 from configs.devices import Device, host_memory
 from configs.errors import RecipeError, ResourceError
 from engine import choosing, compilation
-from engine.activations import Rows, activations
+from engine.activations import Rows, activations, beside_teacher
 from engine.adaptation import FullTraining, Prompt
 from engine.choosing import JobOf, Option, Split
-from engine.layout import layout_of
-from engine.parameter_shapes import ModelShape, model_shape
+from engine.layout import Layout, layout_of
+from engine.optimization import AdamW
+from engine.optimization.parameter_groups import Member, members_of, require_all_used, unused
+from engine.optimization.settings import OptimizerSettings
+from engine.parameter_shapes import ModelShape, Weight, model_shape
+from engine.penalties import Distillation
+from engine.penalties.distillation import TEACHER
 from engine.planner import Job, Weights
+from engine.trained_part import TrainedPart, depth_of
 
 if TYPE_CHECKING:
     from engine.backends import BackendConfig
@@ -29,30 +36,82 @@ def architecture(stage: "PretrainStage") -> "Architecture":
     return "causal_lm" if stage.objective.name == "clm" else "masked_lm"
 
 
-def weights_of(stage: "PretrainStage", shape: ModelShape) -> Weights:
-    """What trains and what does not; a head made afresh beside frozen weights is not foreseen."""
-    if isinstance(stage.adaptation, FullTraining):
-        return whole(shape)
+def weights_of(
+    stage: "PretrainStage", shape: ModelShape, teacher: ModelShape | None = None
+) -> Weights:
+    """What trains, in which groups, and what does not.
+
+    A head made afresh beside frozen weights, and heads of the objective's own, are not foreseen.
+
+    Args:
+        stage: its adaptation and its optimizer count.
+        shape: of the model.
+        teacher: of a penalty's.
+
+    Raises:
+        RecipeError: the adaptation or the optimizer does not go with such a model.
+    """
     part = stage.adaptation.counted(shape)
+    members = trained_members(shape, part)
+    require_all_used(members, {})
+    split = stage.optimizer.split(members, shape.sizes.layers + 1)
+    sizes = {_named(weight): weight.numel for weight in (*shape.weights, *part.added)}
+    groups = tuple(stage.optimizer.planned(group, sizes) for group in split)
+    frozen = [weight for weight in shape.weights if weight.name not in part.trained]
+    layout: Layout = ()
+    taught = len(members) + len(frozen)
+    if isinstance(stage.adaptation, FullTraining):
+        places = {
+            member.name: place
+            for place, member in enumerate(member for group in split for member in group.members)
+        }
+        layout = layout_of(shape, [places[_named(weight)] for weight in shape.weights])
+        if teacher is not None:
+            beside = layout_of(teacher, range(taught, taught + len(teacher.weights)))
+            layout += tuple(replace(module, has_backward=False) for module in beside)
+    others = () if teacher is None else teacher.weights
+    return Weights(groups, tuple(weight.numel for weight in (*frozen, *others)), layout)
+
+
+def whole(shape: ModelShape, optimizer: OptimizerSettings | None = None) -> Weights:
+    """A model all of whose weights train; ``optimizer`` None: AdamW, with one rate."""
+    stage: Any = SimpleNamespace(adaptation=FullTraining(), optimizer=optimizer or AdamW(lr=1e-3))
+    return weights_of(stage, shape)
+
+
+def trained_members(shape: ModelShape, part: TrainedPart) -> list[Member]:
+    """What trains, as the optimizer groups it, in the model's order."""
     own = [weight for weight in shape.weights if weight.name in part.trained]
-    trained = [*own, *part.added]
-    return Weights(
-        tuple(weight.numel for weight in trained if len(weight.shape) > 1),
-        tuple(weight.numel for weight in trained if len(weight.shape) == 1),
-        tuple(weight.numel for weight in shape.weights if weight.name not in part.trained),
-    )
+    return [
+        Member(_named(weight), len(weight.shape), depth_of(weight, shape))
+        for weight in (*own, *part.added)
+    ]
 
 
-def whole(shape: ModelShape) -> Weights:
-    """A model all of whose weights train."""
-    matrices = [number for number, weight in enumerate(shape.weights) if len(weight.shape) > 1]
-    vectors = [number for number, weight in enumerate(shape.weights) if len(weight.shape) == 1]
-    places = {number: place for place, number in enumerate((*matrices, *vectors))}
-    return Weights(
-        tuple(shape.weights[number].numel for number in matrices),
-        tuple(shape.weights[number].numel for number in vectors),
-        layout=layout_of(shape, [places[number] for number in range(len(shape.weights))]),
-    )
+def _named(weight: Weight) -> str:
+    """Its name in the learner; of what an adaptation adds only about so."""
+    return f"backbone.{weight.name}"
+
+
+def notes_of(stage: "PretrainStage", shape: ModelShape) -> Iterator[str]:
+    """What of the weights' groups cannot be told without the model."""
+    rates, part = stage.optimizer.rates, stage.adaptation.counted(shape)
+    if idle := unused(trained_members(shape, part), rates):
+        yield (
+            f"optimizer.rates: no weight that is counted begins with {', '.join(idle)}; a group of "
+            "such weights is counted with the others"
+        )
+    elif rates and part.added:
+        yield (
+            "optimizer.rates: what the adaptation adds has names of its own, so that its groups "
+            "may be others than those counted"
+        )
+
+
+def teacher_of(stage: "PretrainStage") -> str | None:
+    """Where the model lies that the stage learns from beside its own."""
+    found = (each.teacher for each in stage.penalties if isinstance(each, Distillation))
+    return next(found, None)
 
 
 def asked_split(stage: "PretrainStage", world: int) -> Split:
@@ -62,23 +121,33 @@ def asked_split(stage: "PretrainStage", world: int) -> Split:
     return Split(world, stage.backend.plan(world).micro_batch, every)
 
 
-def job_of(stage: "PretrainStage", shape: ModelShape, weights: Weights, device: Device) -> JobOf:
-    """The planner's job for any split of the stage's global batch."""
+def job_of(
+    stage: "PretrainStage",
+    shape: ModelShape,
+    weights: Weights,
+    device: Device,
+    teacher: ModelShape | None = None,
+) -> JobOf:
+    """The planner's job for any split of the stage's global batch; ``weights`` has a teacher's."""
     values = read_deepspeed(stage.backend.config)
     penalties = stage.penalties
     averaging = getattr(stage, "averaging", None)
+    validation = getattr(stage, "validation", None)
 
     def make(split: Split) -> Job:
         rows = rows_of(stage, values, split, device)
+        work = activations(shape, rows)
+        if teacher is not None:
+            work = beside_teacher(work, teacher, rows)
         return Job(
             weights,
             values,
             split.world,
             stage.backend.global_batch // split.world // split.micro_batch,
-            activations(shape, rows),
-            states=2 + sum(len(penalty.keys) for penalty in penalties),
-            averages=1 if averaging else 0,
-            pulls=any(penalty.keys for penalty in penalties),
+            work,
+            pulls=sum(len(penalty.keys) for penalty in penalties),
+            averages=len(averaging.KEYS) if averaging else 0,
+            is_swapped=bool(averaging and validation and validation.average),
             backend=stage.backend.name,
             sources=len(stage.data.sources),
             is_judged=getattr(stage, "guard", None) is not None,
@@ -102,6 +171,7 @@ def rows_of(
         masked=stage.data.packing.SHARES_ROWS,
         scores_written_out=device.is_cpu,
         in_pieces=precision(values) != "fp16" and getattr(stage, "compile", None) is None,
+        are_compared=teacher_of(stage) is not None,
     )
 
 
@@ -138,7 +208,8 @@ def settled(stage: "PretrainStage", learner: Any) -> "BackendConfig":
         raise RecipeError(msg) from None
     device = _this_device()
     split = asked_split(stage, distributed.world())
-    jobs = job_of(stage, shape, _weights_in(learner), device)
+    weights = weights_in(learner, stage.optimizer)
+    jobs = job_of(stage, shape, weights, device, _teacher_in(learner, stage, shape))
     try:
         resolved, option = choosing.resolve(values, jobs, split, device)
     except ResourceError as error:
@@ -159,14 +230,25 @@ def reason(option: Option, device: Device, jobs: JobOf, split: Split) -> str:
     )
 
 
-def _weights_in(learner: Any) -> Weights:
-    """Of a learner that no backend holds yet."""
-    trained = [p for p in learner.parameters() if p.requires_grad]
+def weights_in(learner: Any, optimizer: OptimizerSettings) -> Weights:
+    """Of a learner that no backend holds yet; RecipeError as ``optimizer.groups``."""
+    members, top = members_of(learner, are_placed=optimizer.are_placed)
+    require_all_used(members, optimizer.rates)
+    sizes = {name: p.numel() for name, p in learner.named_parameters()}
     return Weights(
-        tuple(p.numel() for p in trained if p.ndim > 1),
-        tuple(p.numel() for p in trained if p.ndim <= 1),
+        tuple(optimizer.planned(group, sizes) for group in optimizer.split(members, top)),
         tuple(p.numel() for p in learner.parameters() if not p.requires_grad),
     )
+
+
+def _teacher_in(learner: Any, stage: "PretrainStage", shape: ModelShape) -> ModelShape | None:
+    """Of a penalty's; where its architecture is not known, as large as the model."""
+    if teacher_of(stage) is None:
+        return None
+    try:
+        return model_shape(learner.heads[TEACHER].model.config.to_dict(), architecture(stage))
+    except RecipeError:
+        return shape
 
 
 def _this_device() -> Device:

@@ -10,7 +10,7 @@ from math import ceil, log2
 from typing import Any
 
 from engine.communication import Collective, communication
-from engine.planner import Job, Widths
+from engine.planner import Job, Widths, state_bytes
 
 _BACKWARD = 2 / 3
 """Of a pass forward and backward."""
@@ -181,10 +181,9 @@ def _hidden(
 
 def update_bytes(job: Job, zero: Mapping[str, Any]) -> int:
     """What the optimizer reads and writes of a rank's memory: gradients, weights, states."""
-    widths = Widths.of(job.values)
+    widths, weights = Widths.of(job.values), job.weights
     ranks = 1 if job.backend == "plain" or not zero.get("stage") else job.world
-    states = job.states * widths.state + 4 * job.averages
+    states = state_bytes(job, widths, [sum(group.tensors) for group in weights.groups])
     low = widths.weight if widths.weight != widths.master else 0
-    return (widths.gradient + 2 * (widths.master + states) + low) * ceil(
-        job.weights.trained / ranks
-    )
+    moved = (widths.gradient + 2 * widths.master + low) * weights.trained + 2 * states
+    return ceil(moved / ranks)

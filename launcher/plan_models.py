@@ -52,6 +52,10 @@ class PlannedModels:
             return Found(read_shape(model.shape), rows, note)
         return self._pretrained(name, model.location)
 
+    def config_at(self, name: str, location: str) -> Found:
+        """Of a model that stage ``name`` reads; DataError or RecipeError as ``config_of``."""
+        return self._pretrained(name, location)
+
     def _pretrained(self, name: str, location: str) -> Found:
         context = self.context(name)
         if is_hub_name(location):

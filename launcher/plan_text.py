@@ -52,7 +52,8 @@ def _entry(entry: Mapping[str, Any]) -> Iterator[str]:
 
 def _parameters(entry: Mapping[str, Any]) -> Iterator[str]:
     trained = "all" if entry["trained"] == entry["parameters"] else _count(entry["trained"])
-    yield f"  parameters  {_count(entry['parameters'])}, trained: {trained}"
+    teacher = f"; beside a teacher of {_count(entry['teacher'])}" if "teacher" in entry else ""
+    yield f"  parameters  {_count(entry['parameters'])}, trained: {trained}{teacher}"
 
 
 def _batch(entry: Mapping[str, Any]) -> Iterator[str]:
@@ -125,8 +126,8 @@ def _disk(entry: Mapping[str, Any]) -> Iterator[str]:
     disk = entry["disk"]
     shards = f", {_gib(disk['shards'])} of shards" if "shards" in disk else ""
     yield (
-        f"  disk        {_gib(disk['checkpoints'])} GiB of checkpoints ({disk['keep']} kept and "
-        f"one being written, {_gib(disk['checkpoint'])} each), {_gib(disk['export'])} of exports"
+        f"  disk        {_gib(disk['checkpoints'])} GiB of checkpoints (at most {disk['most']} at "
+        f"once, {_gib(disk['checkpoint'])} each), {_gib(disk['export'])} of exports"
         f"{shards}"
     )
 

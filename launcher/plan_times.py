@@ -9,7 +9,7 @@ from configs.deepspeed_checks import QUANTIZED
 from configs.deepspeed_json import precision
 from configs.devices import CPU_BETWEEN, CPU_WITHIN, Device, share_reached
 from engine.communication import communication, total_bytes
-from engine.flops import Cost, recomputed_flops, training_flops
+from engine.flops import Cost, forward_flops, recomputed_flops, training_flops
 from engine.parameter_shapes import ModelShape
 from engine.planner import Job, offloaded
 from engine.step_time import Accelerator, Link, Network, StepTime, sent_bytes, step_time
@@ -74,7 +74,8 @@ class Work:
         length: tokens in a row.
         targets: share of a row's positions that are predicted.
         width: of the residual stream.
-        layers: of them.
+        layers: of them; a teacher's count a third, as they are not passed backward.
+        teacher: FLOPs a token and a target of its forward passes; None: there is none.
     """
 
     cost: Cost
@@ -82,15 +83,18 @@ class Work:
     length: int
     targets: float
     width: int
-    layers: int
+    layers: float
+    teacher: Cost | None = None
 
     def flops(self, rows: int) -> float:
-        """Of the model, for so many rows; recomputing is not counted."""
+        """Of the model, for so many rows; neither recomputing nor a teacher is counted."""
         return rows * self.length * (self.cost.token + self.targets * self.cost.target)
 
     def done(self, rows: int) -> float:
-        """With what is recomputed."""
-        return self.flops(rows) + rows * self.length * self.again
+        """With what is recomputed, and the teacher."""
+        teacher = self.teacher or Cost(0.0, 0.0)
+        beside = self.again + teacher.token + self.targets * teacher.target
+        return self.flops(rows) + rows * self.length * beside
 
 
 def work_of(
@@ -99,13 +103,19 @@ def work_of(
     targets: float,
     part: TrainedPart,
     recomputed_every: int | None,
+    teacher: ModelShape | None = None,
 ) -> Work:
-    """Of a stage that trains this model on full rows."""
+    """Of a stage that trains this model on full rows, and has a teacher read them, too."""
     again = 0.0
     if recomputed_every is not None:
         again = recomputed_flops(shape, length, recomputed_every)
     cost = training_flops(shape, length, part)
-    return Work(cost, again, length, targets, shape.sizes.hidden, shape.sizes.layers)
+    layers: float = shape.sizes.layers
+    if teacher is None:
+        return Work(cost, again, length, targets, shape.sizes.hidden, layers)
+    layers += teacher.sizes.layers / 3
+    taught = forward_flops(teacher, length)
+    return Work(cost, again, length, targets, shape.sizes.hidden, layers, taught)
 
 
 class Clock:
@@ -221,18 +231,27 @@ class Clock:
                 f"{self._kind} in forward and backward passes, recomputing included, which is "
                 "assumed; --rate takes what you measured"
             )
-        if cluster.device.speeds and cluster.rate is None:
-            yield (
-                f"the host needs {LAYER_SECONDS * 1e3:g} ms a layer and micro-batch to start the "
-                f"kernels (assumed), and at ZeRO stage 3 {TENSOR_SECONDS * 1e3:g} ms a tensor: "
-                "a step takes no less, however small the model"
-            )
+        yield from self._passes()
         yield from self._links(ranks)
         if any(zero.get(key) for key in QUANTIZED):
             yield "what ZeRO++ sends in fewer bits is counted in all of them"
         if zero.get("zero_hpz_partition_size", 1) > 1:
             yield "what ZeRO++ gathers within a host is counted as from all hosts"
         yield "not in it: validation, checkpoints, start-up, waiting for data"
+
+    def _passes(self) -> Iterator[str]:
+        """Of forward and backward passes, beside their FLOPs."""
+        if self._work.teacher is not None:
+            yield (
+                "the teacher's forward passes are in the time (in a rate that is given, too), but "
+                "not in the FLOPs"
+            )
+        if self._cluster.device.speeds and self._cluster.rate is None:
+            yield (
+                f"the host needs {LAYER_SECONDS * 1e3:g} ms a layer and micro-batch to start the "
+                f"kernels (assumed), and at ZeRO stage 3 {TENSOR_SECONDS * 1e3:g} ms a tensor: "
+                "a step takes no less, however small the model"
+            )
 
     def _links(self, ranks: int) -> Iterator[str]:
         network = self._cluster.network(ranks)

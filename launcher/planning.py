@@ -14,7 +14,7 @@ from data_pipeline.shards.manifest import read_manifest
 from engine import choosing, stage_memory
 from engine.choosing import JobOf, Option, Split
 from engine.parameter_shapes import ModelShape, model_shape
-from engine.planner import Job, memory
+from engine.planner import Job, Widths, memory, state_bytes
 from engine.pretraining import PretrainStage
 from launcher.plan_models import PlannedModels
 from launcher.plan_scaling import Scaled, scaling
@@ -28,7 +28,8 @@ class Plan:
 
     Each entry of ``stages`` has, as far as it can be told:
 
-    - ``stage``: its name; ``parameters``, ``trained``: how many values.
+    - ``stage``: its name; ``parameters``, ``trained``: how many values; ``teacher``: those of a
+      model beside it.
     - ``batch``: ``rows`` a step = ``micro_batch`` x ``accumulation`` x ``ranks``.
     - ``steps``, ``tokens`` (padding included; ``is_about`` where they depend on the data's
       packing), ``tokens_there`` by source.
@@ -42,8 +43,9 @@ class Plan:
       counted; ``step``: ``seconds``, of which ``compute``, ``communication`` (hidden or not) and
       ``update``; ``tokens_second``, ``tokens_day``; ``mfu``: share of the data sheet's FLOP/s;
       ``seconds`` and ``device_hours`` of the whole stage; ``assumed``: sentences.
-    - ``disk``: ``checkpoint`` (bytes of one), ``keep``, ``checkpoints`` (bytes of all, and of one
-      that is being written), ``export``, and ``shards`` where they have been made.
+    - ``disk``: ``checkpoint`` (bytes of one), ``most`` at once (one of them being written; without
+      ``steps`` those are left out that ``keep_every`` keeps), ``checkpoints`` (bytes of so many),
+      ``export``, and ``shards`` where they have been made.
     - ``scaling``, if asked for: see ``launcher.plan_scaling.scaling``.
     - ``pick``, ``warning``, ``notes``; ``error``: what is missing, or does not fit, and what would.
 
@@ -95,13 +97,30 @@ class _Planner:
             shape = model_shape(found.config, stage_memory.architecture(stage), found.vocabulary)
         except (DataError, RecipeError) as error:
             return facts | {"error": f"memory and time cannot be told: {error}"}
-        told = _Stage(stage, shape, self._cluster.of(world), facts)
+        teacher, told_of = self._teacher(name, shape)
+        try:
+            told = _Stage(stage, shape, self._cluster.of(world), facts, teacher)
+        except RecipeError as error:
+            return facts | self._failed(name, error)
         facts.pop("shards", None)
         facts |= told.sizes(is_scaled=self._is_scaled)
         if told.trouble:
             facts |= self._failed(name, ResourceError(told.trouble))
-        notes = [*found.notes, *told.notes]
+        notes = [*found.notes, *told_of, *told.notes]
         return facts | ({"notes": notes} if notes else {})
+
+    def _teacher(self, name: str, own: ModelShape) -> tuple[ModelShape | None, Sequence[str]]:
+        """The shape of the model that a stage learns from, and what is not certain of it."""
+        stage: Any = self._recipe.stages[name]
+        location = stage_memory.teacher_of(stage)
+        if location is None:
+            return None, ()
+        try:
+            found = self._models.config_at(name, location)
+            kind = stage_memory.architecture(stage)
+            return model_shape(found.config, kind, found.vocabulary), found.notes
+        except (DataError, RecipeError) as error:
+            return own, (f"the teacher is taken to be as large as the model: {error}",)
 
     def _failed(self, name: str, error: OnwardError) -> dict[str, Any]:
         self.errors.append(type(error)(f"stage {name}: {error}"))
@@ -117,9 +136,10 @@ class _Stage:
         shape: ModelShape,
         cluster: Cluster,
         facts: Mapping[str, Any],
+        teacher: ModelShape | None,
     ) -> None:
         self.trouble = ""
-        self.notes: list[str] = []
+        self.notes = list(stage_memory.notes_of(stage, shape))
         self._stage = stage
         self._cluster = cluster
         self._device = cluster.device
@@ -128,23 +148,27 @@ class _Stage:
         there = facts.get("shards")
         self._shards = {} if there is None else {"shards": there}
         self._values = read_deepspeed(stage.backend.config)
-        weights = stage_memory.weights_of(stage, shape)
-        self._jobs: JobOf = stage_memory.job_of(stage, shape, weights, self._device)
+        weights = stage_memory.weights_of(stage, shape, teacher)
+        self._teacher = None if teacher is None else teacher.parameters
+        self._jobs: JobOf = stage_memory.job_of(stage, shape, weights, self._device, teacher)
         self._split = stage_memory.asked_split(stage, cluster.world)
         self._job = self._jobs(self._split)
-        self._clock = Clock(cluster, _work(stage, shape, self._split), self._values)
+        self._clock = Clock(cluster, _work(stage, shape, self._split, teacher), self._values)
 
     def sizes(self, *, is_scaled: bool) -> dict[str, Any]:
         """Everything that depends on the model."""
         job, device = self._job, self._device
         asked = self._values.get("zero_optimization", {})
         room = choosing.usable(device)
+        parameters = job.weights.all - (self._teacher or 0)
         facts: dict[str, Any] = {
-            "parameters": job.weights.all,
+            "parameters": parameters,
             "trained": job.weights.trained,
-            "disk": _disk(self._stage, job) | self._shards,
+            "disk": _disk(self._stage, job, parameters, self._steps) | self._shards,
             "device": {"name": device.name, "bytes": device.memory, "usable": room},
         }
+        if self._teacher is not None:
+            facts["teacher"] = self._teacher
         given = None if asked == AUTO else Option(dict(asked), memory(job, asked))
         best, trouble = _best(self._jobs, self._split, device)
         picked = given or best
@@ -155,7 +179,7 @@ class _Stage:
             for option in _options(job, device, given, best)
         ]
         if picked is not None:
-            self.notes = list(self._host(picked))
+            self.notes += self._host(picked)
             facts["time"] = self._clock.facts(job, picked.zero, rows, self._steps)
             facts["time"]["assumed"] = list(self._clock.assumed(picked.zero, self._cluster.world))
         if is_scaled and job.backend != "plain":
@@ -220,11 +244,13 @@ class _Stage:
         )
 
 
-def _work(stage: PretrainStage, shape: ModelShape, split: Split) -> Work:
+def _work(
+    stage: PretrainStage, shape: ModelShape, split: Split, teacher: ModelShape | None
+) -> Work:
     part = stage.adaptation.counted(shape)
     length = stage_memory.row_length(stage)
     share = stage_memory.target_share(stage) * stage.data.length / length
-    return work_of(shape, length, share, part, split.recomputed_every)
+    return work_of(shape, length, share, part, split.recomputed_every, teacher)
 
 
 def _batch(stage: PretrainStage, world: int) -> dict[str, int]:
@@ -278,22 +304,20 @@ def _budget(stage: PretrainStage, context: StageContext) -> dict[str, Any]:
     return {"steps": ceil(tokens / in_step), "tokens": tokens, "is_about": True} | facts
 
 
-def _disk(stage: PretrainStage, job: Job) -> dict[str, int]:
-    """Weights and states of what trains; one more than are kept is there while one is written."""
-    is_low = any(
-        job.values.get(kind, {}).get(f"{kind}_master_weights_and_grads")
-        for kind in ("bf16", "fp16")
-    )
-    width = 2 if is_low else 4
-    states = 2 if job.values.get("bf16", {}).get("bf16_optimizer_states") else 4
-    one = job.weights.trained * (width + job.states * states + 4 * job.averages)
-    keep = stage.checkpoint.keep
+def _disk(stage: PretrainStage, job: Job, parameters: int, steps: int | None) -> dict[str, int]:
+    """Weights and states of what trains; what `choose` and `forgetting` keep is counted, too."""
+    widths = Widths.of(job.values)
+    held = [sum(group.tensors) for group in job.weights.groups]
+    one = job.weights.trained * widths.master + state_bytes(job, widths, held)
+    policy = stage.checkpoint
+    beside = (stage.choose is not None) + (stage.forgetting is not None)
+    most = policy.keep + 1 + beside if steps is None else policy.most_at_once(steps, beside)
     exports = 1 + (stage.averaging is not None)
     return {
         "checkpoint": one,
-        "keep": keep,
-        "checkpoints": one * (keep + 1),
-        "export": 4 * job.weights.all * exports,
+        "most": most,
+        "checkpoints": one * most,
+        "export": 4 * parameters * exports,
     }
 
 

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine.protocols import Fragment, Piece
+from engine.update_sizes import GATHERED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.optimization.sharded import ShardedOptimizer
-
-GATHERED = 1 << 24
-"""Values of cut matrices that are put together at once, about."""
 
 
 class ZeroState(ABC):

@@ -9,10 +9,7 @@ from engine.optimization.settings import OptimizerSettings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
-
-    from engine.optimization.sharded import ShardedOptimizer
-    from engine.protocols import Part, WeightAverage, WeightPenalty
+    from engine.protocols import Part, UpdateRule
 
 
 class AdamW(OptimizerSettings):
@@ -23,15 +20,9 @@ class AdamW(OptimizerSettings):
     beta2: float = Field(0.999, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
 
-    def build(
-        self,
-        learner: "nn.Module",
-        penalties: "Sequence[WeightPenalty]" = (),
-        average: "WeightAverage | None" = None,
-    ) -> "ShardedOptimizer":
-        """The optimizer over the learner's trainable parameters."""
-        rule = AdamWRule(self.beta1, self.beta2, self.eps)
-        return self.optimizer(self.groups(learner), {"adamw": rule}, penalties, average)
+    def rules(self) -> "dict[str, UpdateRule]":
+        """The only one."""
+        return {"adamw": AdamWRule(self.beta1, self.beta2, self.eps)}
 
 
 class AdamWRule:

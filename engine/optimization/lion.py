@@ -5,14 +5,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from engine.optimization.settings import OptimizerSettings
+from engine.planner import Working
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
-
-    from engine.optimization.sharded import ShardedOptimizer
-    from engine.protocols import Part, WeightAverage, WeightPenalty
+    from engine.protocols import Part, UpdateRule
 
 
 class Lion(OptimizerSettings):
@@ -26,15 +24,14 @@ class Lion(OptimizerSettings):
     beta1: float = Field(0.9, ge=0, lt=1, description="share of the momentum in a step's direction")
     beta2: float = Field(0.99, ge=0, lt=1, description="share of the momentum that a step keeps")
 
-    def build(
-        self,
-        learner: "nn.Module",
-        penalties: "Sequence[WeightPenalty]" = (),
-        average: "WeightAverage | None" = None,
-    ) -> "ShardedOptimizer":
-        """The optimizer over the learner's trainable parameters."""
-        rule = LionRule(self.beta1, self.beta2)
-        return self.optimizer(self.groups(learner), {"lion": rule}, penalties, average)
+    def rules(self) -> "dict[str, UpdateRule]":
+        """The only one."""
+        return {"lion": LionRule(self.beta1, self.beta2)}
+
+    def working(self, rule: str) -> Working:
+        """The directions."""
+        del rule
+        return Working(copies=1)
 
 
 class LionRule:

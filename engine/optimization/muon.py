@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt
 
+from configs.errors import RecipeError
 from engine.optimization.adamw import AdamWRule
+from engine.optimization.parameter_groups import Member, MemberGroup
 from engine.optimization.settings import OptimizerSettings
+from engine.planner import Working
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from engine.optimization.sharded import ShardedOptimizer
-    from engine.protocols import Part, UpdateRule, WeightAverage, WeightPenalty
+    from engine.protocols import Part, UpdateRule
 
 # Of the quintic iteration: Jordan et al., https://kellerjordan.github.io/posts/muon/
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -39,46 +41,36 @@ class Muon(OptimizerSettings):
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's, of the rest")
     eps: float = Field(1e-8, gt=0, description="AdamW's, of the rest")
 
-    def build(
-        self,
-        learner: "nn.Module",
-        penalties: "Sequence[WeightPenalty]" = (),
-        average: "WeightAverage | None" = None,
-    ) -> "ShardedOptimizer":
-        """The optimizer over the learner's trainable parameters."""
-        inner = _inner_matrices(learner)
-        groups = []
-        for group in self.groups(learner):
-            for rule, members in (
-                ("muon", [p for p in group["params"] if p in inner]),
-                ("adamw", [p for p in group["params"] if p not in inner]),
-            ):
-                if members:
-                    groups.append(group | {"params": members, "rule": rule})
-        rules: dict[str, UpdateRule] = {
+    @property
+    def are_placed(self) -> bool:
+        """Always: the layers' matrices are another group."""
+        return True
+
+    def rules(self) -> "dict[str, UpdateRule]":
+        """That of the layers' matrices first."""
+        return {
             "muon": MuonRule(self.momentum, self.iterations, self.iterate_in),
             "adamw": AdamWRule(self.beta1, self.beta2, self.eps),
         }
-        return self.optimizer(groups, rules, penalties, average)
 
+    def rule_of(self, member: Member, top: int) -> str:
+        """Muon turns matrices that lie in a layer."""
+        is_inner = member.depth is not None and 1 <= member.depth < top
+        return "muon" if is_inner and member.dimensions >= 2 else "adamw"
 
-def _inner_matrices(learner: "nn.Module") -> "set[nn.Parameter]":
-    """The trained matrices in the layers; RecipeError if the model has none that can be told."""
-    from configs.errors import RecipeError
-    from engine.layers import layer_of
+    def split(self, members: Sequence[Member], top: int) -> list[MemberGroup]:
+        """As any; RecipeError if no matrix of the model's layers is trained."""
+        found = super().split(members, top)
+        if not any(group.rule == "muon" for group in found):
+            msg = "optimizer muon: no matrix of the model's layers is trained; use adamw"
+            raise RecipeError(msg)
+        return found
 
-    backbone: Any = learner.backbone
-    depths = layer_of(backbone)
-    last = backbone.config.num_hidden_layers
-    found = {
-        parameter
-        for name, parameter in backbone.named_parameters()
-        if parameter.requires_grad and parameter.ndim >= 2 and 1 <= depths[name] <= last
-    }
-    if not found:
-        msg = "optimizer muon: no matrix of the model's layers is trained; use adamw"
-        raise RecipeError(msg)
-    return found
+    def working(self, rule: str) -> Working:
+        """Directions before and after the turn; in it five copies of a square matrix."""
+        if rule != "muon":
+            return Working()
+        return Working(copies=2, turning=5 * (2 if self.iterate_in == "bf16" else 4))
 
 
 class MuonRule:

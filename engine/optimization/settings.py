@@ -1,13 +1,23 @@
 """What all optimizers are told: the rate, the decay, and how both differ between parameters."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from configs.schema import Config
+from engine.optimization.parameter_groups import (
+    Member,
+    MemberGroup,
+    as_parameters,
+    members_of,
+    require_all_used,
+    split,
+)
+from engine.planner import Group, Working
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
@@ -34,20 +44,58 @@ class OptimizerSettings(Config):
         "one counts",
     )
 
+    @property
+    def are_placed(self) -> bool:
+        """Whether groups depend on which layer a parameter is in."""
+        return self.layer_decay is not None
+
+    def rules(self) -> "dict[str, UpdateRule]":
+        """How weights are updated, by name; torch is not needed to make them."""
+        raise NotImplementedError
+
+    def rule_of(self, member: Member, top: int) -> str:
+        """Which rule updates a parameter: the only one. ``top``: the greatest depth."""
+        del member, top
+        return next(iter(self.rules()))
+
+    def split(self, members: "Sequence[Member]", top: int) -> list[MemberGroup]:
+        """Trained parameters by decay, rate and rule; ``top``: the greatest depth."""
+        return [
+            replace(group, members=own, rule=rule)
+            for group in split(members, self.weight_decay, self.layer_decay, self.rates, top)
+            for rule in self.rules()
+            if (own := tuple(m for m in group.members if self.rule_of(m, top) == rule))
+        ]
+
     def groups(self, learner: "nn.Module") -> list[dict[str, Any]]:
-        """The learner's trainable parameters by decay and rate."""
-        from engine.optimization.parameter_groups import parameter_groups
+        """The learner's trainable parameters, as torch's optimizers take them.
 
-        return parameter_groups(learner, self.weight_decay, self.layer_decay, self.rates)
+        Raises:
+            RecipeError: nothing is trainable, a prefix of ``rates`` fits nothing that is, or the
+                model's layers cannot be told.
+        """
+        members, top = members_of(learner, are_placed=self.are_placed)
+        require_all_used(members, self.rates)
+        return as_parameters(learner, self.split(members, top))
 
-    def optimizer(
+    def working(self, rule: str) -> Working:
+        """What an update by a rule takes for a moment."""
+        del rule
+        return Working()
+
+    def planned(self, group: MemberGroup, sizes: "Mapping[str, int]") -> Group:
+        """A group as the planner counts it; ``sizes``: name of a member -> values."""
+        tensors = tuple(sizes[member.name] for member in group.members)
+        return Group(tensors, len(self.rules()[group.rule].keys), self.working(group.rule))
+
+    def build(
         self,
-        groups: list[dict[str, Any]],
-        rules: "dict[str, UpdateRule]",
-        penalties: "Sequence[WeightPenalty]",
-        average: "WeightAverage | None",
+        learner: "nn.Module",
+        penalties: "Sequence[WeightPenalty]" = (),
+        average: "WeightAverage | None" = None,
     ) -> "ShardedOptimizer":
-        """An optimizer with these groups."""
+        """The optimizer over the learner's trainable parameters; RecipeError as ``groups``."""
         from engine.optimization.sharded import ShardedOptimizer
 
-        return ShardedOptimizer(groups, self.lr, rules, penalties, average=average)
+        groups = self.groups(learner)
+        return ShardedOptimizer(groups, self.lr, self.rules(), penalties, average=average)

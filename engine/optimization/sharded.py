@@ -15,10 +15,7 @@ from engine.protocols import (
     WeightAverage,
     WeightPenalty,
 )
-
-PIECE = 1 << 22
-"""Values that are updated at once: a larger tensor goes in pieces, whether they are measured or
-not, so that the same kernels see the same values."""
+from engine.update_sizes import PIECE
 
 
 class ShardedOptimizer(torch.optim.Optimizer):

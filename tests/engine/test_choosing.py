@@ -10,7 +10,7 @@ from configs.devices import GIB, Device, find_device
 from configs.errors import RecipeError, ResourceError
 from engine.activations import Pass
 from engine.choosing import Split, choose, recomputing_would, resolve, usable, warning
-from engine.planner import Job, Weights
+from engine.planner import Group, Job, Weights
 
 OURS: dict[str, Any] = {
     "zero_optimization": "auto",
@@ -27,7 +27,7 @@ SMALL_HOST = dataclasses.replace(H100, host=100 * GIB)
 
 def jobs(parameters: int, values: Mapping[str, Any] = BF16, per_row: int = GIB) -> Any:
     layer = 50_000_000
-    weights = Weights((layer,) * (parameters // layer), (1000,) * 10)
+    weights = Weights((Group((layer,) * (parameters // layer)), Group((1000,) * 10)))
 
     def make(split: Split) -> Job:
         whole = per_row * split.micro_batch

@@ -8,11 +8,11 @@ import pytest
 from benchmarks import counted
 from engine.activations import Pass
 from engine.communication import Collective, communication, total_bytes
-from engine.planner import Job, Weights
+from engine.planner import Group, Job, Weights
 from tests.warm import WarmWorkers
 
 NOTHING = Pass(0, 0, 0, 0)
-FOUR = Weights((100, 40), (7, 3))
+FOUR = Weights((Group((100, 40)), Group((7, 3))))
 
 
 def told(weights: Weights, zero: dict[str, object], world: int = 2, **values: object) -> list[str]:

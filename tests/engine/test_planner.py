@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.census import BUCKET, NOTHING, SHAPE, asked_of, most_held, values
 from configs.deepspeed_json import read_deepspeed
-from engine.planner import Job, Memory, Weights, memory
+from engine.planner import Group, Job, Memory, Weights, memory
 from engine.stage_memory import whole
 from tests.warm import WarmWorkers
 
@@ -32,7 +32,7 @@ def test_bytes_a_parameter_of_one_large_tensor(stage: int, bytes_each: int) -> N
     kind = "fp32" if stage == 0 else "bf16"
     given = values(kind, stage, 1)
     zero = {**given["zero_optimization"], "sub_group_size": 10**10}
-    job = Job(Weights((count,), (1,)), given, 1, 1, NOTHING)
+    job = Job(Weights((Group((count,)), Group((1,)))), given, 1, 1, NOTHING)
     assert memory(job, zero).step / count == pytest.approx(bytes_each, rel=0.001)
 
 
@@ -48,7 +48,9 @@ def test_offload_moves_states_to_the_host() -> None:
 
 
 def stage_3(**settings: Any) -> Memory:
-    job = Job(Weights((1_000_000,) * 8, (1000,)), values("bf16", 3, 2), 2, 1, NOTHING)
+    job = Job(
+        Weights((Group((1_000_000,) * 8), Group((1000,)))), values("bf16", 3, 2), 2, 1, NOTHING
+    )
     return memory(job, {"stage": 3, **settings})
 
 
@@ -90,7 +92,7 @@ def test_bytes_a_parameter_as_the_presets_readme_has_them(
     small = {"reduce_bucket_size": 1}
     if given["zero_optimization"]["stage"] == 3:
         small |= {"stage3_max_live_parameters": 1, "stage3_prefetch_bucket_size": 1}
-    job = Job(Weights((10**6,) * 1000, (10**5,)), given, world, 1, NOTHING)
+    job = Job(Weights((Group((10**6,) * 1000), Group((10**5,)))), given, world, 1, NOTHING)
     need = memory(job, given["zero_optimization"] | small)
     assert need.backward / 10**9 == pytest.approx(whole + shared / world, abs=0.01)
     assert need.host / 10**9 == pytest.approx(host / world, abs=0.01)

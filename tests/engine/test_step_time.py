@@ -4,7 +4,7 @@ import pytest
 
 from engine.activations import Pass
 from engine.communication import Collective
-from engine.planner import Job, Weights
+from engine.planner import Group, Job, Weights
 from engine.step_time import (
     Accelerator,
     Link,
@@ -15,7 +15,7 @@ from engine.step_time import (
 )
 
 FAST, SLOW = Link(1e9, 1e-6), Link(1e6, 1e-3)
-WEIGHTS = Weights((1_000_000,), (8,))
+WEIGHTS = Weights((Group((1_000_000,)), Group((8,))))
 BF16 = {"bf16": {"enabled": True}, "gradient_clipping": 1.0}
 
 

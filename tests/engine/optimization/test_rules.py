@@ -9,7 +9,7 @@ from configs.errors import RecipeError
 from engine.backends import Plain
 from engine.optimization import AdamW, Lion, Muon
 from engine.optimization.muon import MuonRule
-from engine.optimization.sharded import PIECE
+from engine.update_sizes import PIECE
 from tests.engine import tiny
 
 RATE, DECAY = 0.02, 0.1

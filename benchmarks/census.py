@@ -10,20 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 
 from benchmarks import ranks
+from benchmarks.collectives import optimizer, taught
 from engine import distributed
 from engine.activations import Pass
 from engine.adaptation import FullTraining
 from engine.adaptation.lora import LowRank
 from engine.backends import DeepSpeedZero, Plain
-from engine.learner import Learner
 from engine.models import read_shape
-from engine.optimization import AdamW, OptimizerConfig
 from engine.parameter_shapes import model_shape
-from engine.penalties import Distillation, StartingPoint
-from engine.penalties.distillation import DistilledObjective
+from engine.penalties import StartingPoint
 from engine.penalties.ewc import ElasticPull
 from engine.planner import Job, memory
 from engine.protocols import WeightPenalty
@@ -125,13 +122,6 @@ def adaptation(case: Mapping[str, Any]) -> FullTraining | LowRank:
     return LowRank(rank=case["rank"]) if "rank" in case else FullTraining()
 
 
-def optimizer(case: Mapping[str, Any]) -> Any:
-    """AdamW unless it says otherwise."""
-    if "optimizer" not in case:
-        return AdamW(lr=1e-3)
-    return TypeAdapter[Any](OptimizerConfig).validate_python(case["optimizer"])
-
-
 def penalties(case: Mapping[str, Any]) -> list[WeightPenalty]:
     """Those that it names; EWC with importances of zero, which take as much room as others."""
     kinds: dict[str, Callable[[], WeightPenalty]] = {
@@ -139,17 +129,6 @@ def penalties(case: Mapping[str, Any]) -> list[WeightPenalty]:
         "ewc": lambda: ElasticPull(1.0, []),
     }
     return [kinds[name]() for name in case.get("penalties", ())]
-
-
-def taught(folder: Path, learner: Learner, changes: Mapping[str, Any]) -> Learner:
-    """The same model, which is to predict what another one does."""
-
-    def load() -> torch.nn.Module:
-        return tiny.learner(folder, "bert_tiny", **changes).backbone
-
-    goal: Any = learner.objective
-    objective = DistilledObjective(Distillation(teacher="elsewhere"), goal, load)
-    return Learner(learner.backbone, objective)
 
 
 def measure() -> dict[str, Any]:
@@ -241,7 +220,7 @@ def _points(folder: Path, case: Mapping[str, Any]) -> dict[str, int]:
 
     learner = tiny.learner(folder, case["shape"], adaptation(case).build(1), **case["changes"])
     if "teacher" in case:
-        learner = taught(folder, learner, case["teacher"])
+        learner = taught(folder, learner, case)
     goal = learner.objective
     kind = Plain if case.get("plain") else DeepSpeedZero
     backend = kind(config=case["values"]).build(learner, optimizer(case), penalties(case))

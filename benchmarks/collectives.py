@@ -83,7 +83,7 @@ def count(folder: str, cases: Mapping[str, Mapping[str, Any]]) -> None:
     Args:
         folder: where to.
         cases: name -> ``shape`` and ``changes`` of the model, ``values`` of DeepSpeed's JSON, and
-            perhaps ``rank`` of low-rank updates.
+            perhaps ``rank`` of low-rank updates, ``optimizer``, ``teacher`` (its changes).
     """
     from engine import distributed
 
@@ -93,13 +93,38 @@ def count(folder: str, cases: Mapping[str, Mapping[str, Any]]) -> None:
     (Path(folder) / f"rank-{distributed.rank()}.json").write_text(json.dumps(found))
 
 
+def optimizer(case: Mapping[str, Any]) -> Any:
+    """AdamW unless the case says otherwise."""
+    from pydantic import TypeAdapter
+
+    from engine.optimization import AdamW, OptimizerConfig
+
+    if "optimizer" not in case:
+        return AdamW(lr=1e-3)
+    return TypeAdapter[Any](OptimizerConfig).validate_python(case["optimizer"])
+
+
+def taught(folder: Path, learner: Any, case: Mapping[str, Any]) -> Any:
+    """The same model, which is to predict what another one does."""
+    from engine.learner import Learner
+    from engine.penalties import Distillation
+    from engine.penalties.distillation import DistilledObjective
+    from tests.engine import tiny
+
+    def load() -> Any:
+        return tiny.learner(folder, case["shape"], **case["teacher"]).backbone
+
+    told = DistilledObjective(Distillation(teacher="elsewhere"), learner.objective, load)
+    return Learner(learner.backbone, told)
+
+
 def _counted(folder: Path, case: Mapping[str, Any]) -> Counted:
     from configs.stop import StopRequest
     from engine.adaptation import FullTraining
     from engine.adaptation.lora import LowRank
     from engine.backends import DeepSpeedZero
     from engine.loop import train_step
-    from engine.optimization import AdamW, Constant
+    from engine.optimization import Constant
     from engine.protocols import Run
     from engine.stopping import Stopping
     from tests.engine import tiny
@@ -107,7 +132,9 @@ def _counted(folder: Path, case: Mapping[str, Any]) -> Counted:
     rank = case.get("rank")
     adaptation = LowRank(rank=rank).build(1) if rank else FullTraining().build(1)
     learner = tiny.learner(folder, case["shape"], adaptation, **case["changes"])
-    backend = DeepSpeedZero(config=case["values"]).build(learner, AdamW(lr=1e-3))
+    if "teacher" in case:
+        learner = taught(folder, learner, case)
+    backend = DeepSpeedZero(config=case["values"]).build(learner, optimizer(case))
     sizes = (backend.rank, backend.world, backend.accumulation)
     batches = (tiny.step_batches(learner.objective, step, *sizes) for step in range(WARM_UP + 1))
     stop = Stopping(StopRequest())

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks import collectives, ranks
@@ -56,6 +57,7 @@ def cases() -> dict[str, dict[str, Any]]:
         found[f"stage {stage}, rank by rank"] = case(
             "bert_tiny", "bf16", stage, use_multi_rank_bucket_allreduce=False, **small
         )
+    found |= techniques()
     for shape in ("bert", "roberta", "modernbert", "gpt2", "llama", "mixtral"):
         found[f"stage 3, {shape}, weights released"] = case(
             f"{shape}_tiny", "bf16", 3, 2, **small, **_SMALL
@@ -63,25 +65,57 @@ def cases() -> dict[str, dict[str, Any]]:
     return found
 
 
+def techniques() -> dict[str, dict[str, Any]]:
+    """More groups of weights, matrices that are put together, and a teacher beside the model."""
+    small = {"reduce_bucket_size": BUCKET}
+    muon = {"name": "muon", "lr": 1e-3}
+    apart = {"name": "adamw", "lr": 1e-3, "layer_decay": 0.9}
+    found: dict[str, dict[str, Any]] = {}
+    for stage in (1, 2, 3):
+        # Where two partitions meet a matrix is cut.
+        uneven = {"changes": {"num_hidden_layers": 3, "intermediate_size": 96}}
+        plain = case("bert_tiny", "bf16", stage)
+        found[f"stage {stage}, muon"] = plain | {"optimizer": muon} | uneven
+        plain = case("bert_tiny", "bf16", stage, **small)
+        found[f"stage {stage}, layer decay"] = plain | {"optimizer": apart}
+    for shape, layers in (("bert", "num_hidden_layers"), ("gpt2", "n_layer")):
+        teacher = {layers: 2}
+        found[f"stage 3, {shape}, teacher"] = case(f"{shape}_tiny", "bf16", 3, 2) | {
+            "teacher": teacher
+        }
+        released = case(f"{shape}_tiny", "bf16", 3, 2, **small, **_SMALL)
+        found[f"stage 3, {shape}, teacher, weights released"] = released | {"teacher": teacher}
+    found["stage 3, muon, small groups"] = case("bert_tiny", "bf16", 3, sub_group_size=BUCKET) | {
+        "optimizer": muon
+    }
+    return found
+
+
 def planned(given: dict[str, Any]) -> collectives.Counted:
     """The planner's answer for a case."""
     from engine.activations import Pass
+    from engine.adaptation import FullTraining
     from engine.communication import communication
     from engine.models import read_shape
-    from engine.parameter_shapes import model_shape
+    from engine.parameter_shapes import ModelShape, model_shape
     from engine.planner import Job
-    from engine.stage_memory import whole
+    from engine.stage_memory import weights_of
     from tests.engine import tiny
 
     values = given["values"]
     decodes = given["shape"] in tiny.DECODERS
-    shape = model_shape(
-        read_shape(given["shape"]) | given["changes"],
-        "causal_lm" if decodes else "masked_lm",
-        tiny.VOCABULARY,
+
+    def shape(changes: dict[str, Any]) -> ModelShape:
+        values = read_shape(given["shape"]) | changes
+        return model_shape(values, "causal_lm" if decodes else "masked_lm", tiny.VOCABULARY)
+
+    adapted: Any = SimpleNamespace(
+        adaptation=FullTraining(), optimizer=collectives.optimizer(given)
     )
+    teacher = shape(given["teacher"]) if "teacher" in given else None
+    weights = weights_of(adapted, shape(given["changes"]), teacher)
     accumulation = ROWS // WORLD // values["train_micro_batch_size_per_gpu"]
-    job = Job(whole(shape), values, WORLD, accumulation, Pass(0, 0, 0, 0), sources=2)
+    job = Job(weights, values, WORLD, accumulation, Pass(0, 0, 0, 0), sources=2)
     return collectives.planned(communication(job, values["zero_optimization"]))
 
 

@@ -239,9 +239,9 @@ class PretrainStage(StageConfig):
             self.require_fitting_steps(self.steps)
         require_compilable(self)
         self.model.check(context.is_made, context.locate)
-        for penalty in self.penalties:
-            penalty.check(context.is_made, context.locate)
         shared = self.data.packing.SHARES_ROWS
+        for penalty in self.penalties:
+            penalty.check(context.is_made, context.locate, shared_rows=shared)
         self.model.check_rows(context.is_made, context.locate, shared_rows=shared)
         for location in self.held_out().values():
             if context.is_made(location):

@@ -53,9 +53,17 @@ class Distillation(Config):
         """None: it adds no states."""
         return ()
 
-    def check(self, is_made: "Callable[[str], bool]", locate: "Callable[[str], Path]") -> None:
-        """The teacher's folder, without loading anything."""
-        PretrainedModel(location=self.teacher).check(is_made, locate)
+    def check(
+        self,
+        is_made: "Callable[[str], bool]",
+        locate: "Callable[[str], Path]",
+        *,
+        shared_rows: bool,
+    ) -> None:
+        """The teacher's folder, without loading it; RecipeError if it cannot read such rows."""
+        teacher = PretrainedModel(location=self.teacher)
+        teacher.check(is_made, locate)
+        teacher.check_rows(is_made, locate, shared_rows=shared_rows)
 
     def around(
         self,

@@ -51,8 +51,15 @@ class ElasticWeights(Config):
         """Where the importances lie."""
         return (self.fisher,) if isinstance(self.fisher, str) else self.fisher
 
-    def check(self, is_made: "Callable[[str], bool]", locate: "Callable[[str], Path]") -> None:
+    def check(
+        self,
+        is_made: "Callable[[str], bool]",
+        locate: "Callable[[str], Path]",
+        *,
+        shared_rows: bool,
+    ) -> None:
         """DataError where a location has been made and holds no importances."""
+        del shared_rows
         for location in self.locations:
             if is_made(location):
                 newest_importances(locate(location), location)

@@ -31,7 +31,13 @@ class StartingPoint(Config):
         """Of the states it adds to each weight."""
         return StartingPointPull.keys
 
-    def check(self, is_made: "Callable[[str], bool]", locate: "Callable[[str], Path]") -> None:
+    def check(
+        self,
+        is_made: "Callable[[str], bool]",
+        locate: "Callable[[str], Path]",
+        *,
+        shared_rows: bool,
+    ) -> None:
         """Nothing: it reads nothing."""
 
     def build(self, locate: "Callable[[str], Path]") -> "StartingPointPull":

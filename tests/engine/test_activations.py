@@ -1,14 +1,19 @@
 """Activations by arithmetic, held against what autograd saves."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from engine.activations import Rows, activations, layer_bytes
+from engine.activations import Rows, activations, beside_teacher, head_bytes, layer_bytes
 from engine.models import read_shape
+from engine.objectives.vocabulary import losses_of
 from engine.parameter_shapes import model_shape
+from engine.penalties.distillation import divergence
 from tests.engine import tiny
 
 ROWS = 8
@@ -99,3 +104,55 @@ class _Scored(torch.nn.Module):
         from engine.objectives.vocabulary import target_losses
 
         return target_losses(self.output, hidden, self.labels).total
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of storages that live at once, of those made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self._alive:
+                self._alive.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return made
+
+    def _gone(self, which: int, size: int) -> None:
+        self._alive.discard(which)
+        self.now -= size
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_two_models_predictions_are_compared_within_what_is_planned(kind: torch.dtype) -> None:
+    targets, size = 300, 1000
+    ours = torch.randn(targets, 4, dtype=kind, requires_grad=True)
+    table = torch.randn(size, 4, dtype=kind)
+    labels = torch.randint(0, size, (targets,))
+    with Peak() as peak:
+        logits = ours @ table.T
+        with torch.no_grad():
+            theirs = ours @ table.T
+        apart = divergence(logits, theirs, 2.0)
+        (losses_of(logits, labels).total + apart.sum()).backward()
+    shape = model_shape({"model_type": "bert", "vocab_size": size}, "masked_lm")
+    rows = Rows(4, 128, targets, kind.itemsize, are_compared=True)
+    assert head_bytes(shape, rows) == pytest.approx(peak.most, rel=0.02)
+
+
+def test_a_teacher_reads_when_the_layers_are_saved() -> None:
+    shape = model_shape({"model_type": "bert"}, "masked_lm")
+    large = model_shape({"model_type": "bert", "hidden_size": 4096}, "masked_lm")
+    rows = Rows(8, 512, 1, 2, are_compared=True)
+    alone = activations(shape, rows)
+    assert beside_teacher(alone, large, rows).head > alone.head
+    assert beside_teacher(alone, large, rows).layers == alone.layers
+    many = Rows(8, 512, 4096, 2, are_compared=True)
+    assert beside_teacher(activations(shape, many), shape, many) == activations(shape, many)

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import counted
 from engine.activations import Pass
 from engine.communication import Collective, communication, total_bytes
-from engine.planner import Group, Job, Weights
+from engine.planner import Group, Job, Weights, Working
 from tests.warm import WarmWorkers
 
 NOTHING = Pass(0, 0, 0, 0)
@@ -111,6 +111,10 @@ def test_a_step_asks_for_what_is_planned(warm: WarmWorkers, tmp_path: Path) -> N
         "stage 3, fp32, accumulation 2",
         "stage 3, bert, weights released",
         "stage 3, mixtral, weights released",
+        "stage 1, muon",
+        "stage 2, layer decay",
+        "stage 3, muon, small groups",
+        "stage 3, bert, teacher, weights released",
     )
     asked = {name: case for name, case in counted.cases().items() if name in names}
     assert len(asked) == len(names)
@@ -122,3 +126,15 @@ def test_a_step_asks_for_what_is_planned(warm: WarmWorkers, tmp_path: Path) -> N
         for name, given in asked.items():
             calls = {kind: tuple(numbers) for kind, numbers in found[name].items()}
             assert calls == counted.planned(given), name
+
+
+def test_matrices_that_are_cut_are_put_together_in_batches() -> None:
+    turned = Group((100, 40), 1, Working(2, 10))
+    weights = Weights((turned, Group((7, 3))))
+    # Of 140 values rank 0 owns 70: the first matrix is cut, the second is not.
+    assert "matrices all_reduce 1 400" in told(weights, {"stage": 1})
+    assert "matrices all_reduce 1 560" in told(weights, {"stage": 3})
+    assert "matrices all_reduce 2 560" in told(weights, {"stage": 3, "sub_group_size": 20})
+    large = Weights((Group((1 << 24, 1 << 23, 1 << 23, 40), 1, Working(2, 10)),))
+    assert f"matrices all_reduce 3 {4 * (2**25 + 40)}" in told(large, {"stage": 3})
+    assert not any("matrices" in line for line in told(weights, {}))

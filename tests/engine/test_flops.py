@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from engine.adaptation import Adapter, FrozenLayers, LowRank
-from engine.flops import recomputed_flops, training_flops
+from engine.flops import forward_flops, recomputed_flops, training_flops
 from engine.hooks.throughput import training_cost
 from engine.models import read_shape
 from engine.parameter_shapes import ModelShape, model_shape
@@ -48,3 +48,9 @@ def test_what_is_recomputed_is_a_third_of_the_layers() -> None:
     whole = training_flops(shape, LENGTH).token
     assert recomputed_flops(shape, LENGTH, 1) == whole / 3
     assert recomputed_flops(shape, LENGTH, 2) == whole / 6
+
+
+@pytest.mark.parametrize("name", tiny.SHAPES)
+def test_a_teachers_pass_is_a_third(name: str) -> None:
+    whole, forward = training_flops(shape_of(name), LENGTH), forward_flops(shape_of(name), LENGTH)
+    assert (3 * forward.token, 3 * forward.target) == (whole.token, whole.target)

@@ -9,6 +9,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from configs.errors import RecipeError
 from engine.adaptation import Adapter, LowRank, Prefix, Prompt
 from engine.layers import layer_of
+from engine.models import read_shape
+from engine.parameter_shapes import model_shape
+from engine.trained_part import depth_of
 from tests.engine import tiny
 
 EMBEDDINGS = ("embeddings", "wte", "wpe", "embed_tokens")
@@ -81,3 +84,17 @@ def test_shared_layers_and_two_piles_are_refused():
         layer_of(made(AutoModelForMaskedLM, "albert", **SMALL))
     with pytest.raises(RecipeError, match="t5: cannot tell its layers"):
         layer_of(made(AutoModel, "t5", d_model=32, num_layers=2, num_heads=2, vocab_size=50))
+
+
+@pytest.mark.parametrize("shape", tiny.SHAPES)
+def test_a_shape_tells_the_same_depths(tmp_path, shape):
+    backbone = tiny.learner(tmp_path, shape).backbone
+    architecture = "causal_lm" if shape in tiny.DECODERS else "masked_lm"
+    told = model_shape(read_shape(shape), architecture, tiny.VOCABULARY)
+    depths = layer_of(backbone)
+    planned = {weight.name: depth_of(weight, told) for weight in told.weights}
+    # Of two tied weights transformers names one, here this and there that.
+    shared = planned.keys() & depths.keys()
+    assert len(planned.keys() ^ depths.keys()) in {0, 2}
+    assert {name: planned[name] for name in shared} == {name: depths[name] for name in shared}
+    assert sorted(planned.values()) == sorted(depths.values())

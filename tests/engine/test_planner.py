@@ -1,21 +1,28 @@
 """The planner held against a census of what ranks hold."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.census import BUCKET, NOTHING, SHAPE, asked_of, most_held, values
+from benchmarks.census import BUCKET, NOTHING, SHAPE, TECHNIQUES, asked_of, most_held, values
 from configs.deepspeed_json import read_deepspeed
+from engine.activations import Pass
+from engine.optimization import Muon
 from engine.planner import Group, Job, Memory, Weights, memory
 from engine.stage_memory import whole
 from tests.warm import WarmWorkers
+
+TAKEN = ("lion 1", "rates 1", "muon 2", "ewc 2", "rates 3", "distillation 3")
+LEFT_OUT = {f"{name} {stage}" for name in TECHNIQUES for stage in (1, 2, 3)} - set(TAKEN)
+"""The benchmark takes all of them."""
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("world", [1, 2])
 def test_ranks_hold_what_is_planned(world: int, warm: WarmWorkers, tmp_path: Path) -> None:
-    asked = asked_of(world)
+    asked = {name: case for name, case in asked_of(world).items() if name not in LEFT_OUT}
     arguments = {"folder": str(tmp_path), "cases": asked}
     ended = warm.run("benchmarks.census:take", arguments, world, env={"LOCAL_SIZE": str(world)})
     assert [end.code for end in ended] == [0] * world, ended[0].text
@@ -96,3 +103,26 @@ def test_bytes_a_parameter_as_the_presets_readme_has_them(
     need = memory(job, given["zero_optimization"] | small)
     assert need.backward / 10**9 == pytest.approx(whole + shared / world, abs=0.01)
     assert need.host / 10**9 == pytest.approx(host / world, abs=0.01)
+
+
+def test_what_an_update_takes_for_a_moment() -> None:
+    """One matrix of 10^6 values: its gradient, two directions, and five copies while it turns."""
+    turning = Group((10**6,), states=1, working=Muon(lr=1e-3).working("muon"))
+    given = values("bf16", 1, 1)
+    need = memory(Job(Weights((turning,)), given, 1, 1, NOTHING), given["zero_optimization"])
+    measured = 2 * 4 + 16
+    assert need.update - need.step == (2 * 4 + max(5 * 2, measured)) * 10**6
+    assert need.rest == (2 + 4 + 4) * 10**6
+    # On two ranks it is put together first, and a rank updates half of it.
+    given = values("bf16", 1, 2)
+    need = memory(Job(Weights((turning,)), given, 2, 1, NOTHING), given["zero_optimization"])
+    assert need.update - need.step == (4 + max(5 * 2 + 4, measured // 2)) * 10**6
+
+
+def test_a_validated_average_keeps_a_copy_of_the_weights() -> None:
+    for stage in range(4):
+        given = values("bf16" if stage else "fp32", stage, 2)
+        job = Job(whole(SHAPE), given, 2, 1, Pass(0, 0, 10, 5), averages=1, is_swapped=True)
+        need = memory(job, given["zero_optimization"])
+        assert need.swapped >= need.rest + 4 * SHAPE.parameters // (2 if stage else 1) + 15
+        assert memory(replace(job, is_swapped=False), given["zero_optimization"]).swapped == 0

@@ -49,3 +49,15 @@ def test_strict_recipes_are_refused_with_file_and_line():
     load_recipe(RECIPES / "dapt_tapt.yaml", ["strict=true"])
     with pytest.raises(RecipeError, match=r"dapt_tapt\.yaml.*corpora\.domain: dapt"):
         load_recipe(RECIPES / "dapt_tapt.yaml", ["strict=true", UNGUARDED])
+
+
+def test_the_task_of_a_probe_is_guarded_as_one_that_is_fine_tuned():
+    probe = "stages.dapt.probes={tags: {task: 'stage:rows', every: 100}}"
+    assert found(probe) == {}
+    (message,) = found(UNGUARDED, probe).values()
+    assert "and probe tags of dapt and finetune evaluate" in message
+    other = "stages.dapt.probes={tags: {task: 'tasks/other', every: 100}}"
+    messages = found(other)
+    assert messages, "nothing guards against a task of another folder"
+    assert all("probe tags of dapt evaluates on rows" in each for each in messages.values())
+    assert all("against: [tasks/other/dev.jsonl, tasks/" in each for each in messages.values())

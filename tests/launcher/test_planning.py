@@ -399,3 +399,70 @@ def exit_code(words: list[str]) -> object:
         with pytest.raises(SystemExit) as left:
             cli.main()
     return left.value.code
+
+
+def distilled(*more: str) -> tuple[str, ...]:
+    asked = json.dumps([{"name": "distillation", "teacher": "stage:base"}])
+    return (f"stages.dapt.penalties={asked}", *more)
+
+
+def test_a_teacher_is_counted(tmp_path: Path) -> None:
+    (plain,) = entries(tmp_path, names=["dapt"])
+    (taught,) = entries(tmp_path, *distilled(), names=["dapt"])
+    assert taught["parameters"] == plain["parameters"] == taught["teacher"]
+    assert (taught["trained"], taught["disk"]) == (plain["trained"], plain["disk"])
+    assert taught["time"]["flops_step"] == plain["time"]["flops_step"]
+    assert taught["time"]["step"]["compute"] > plain["time"]["step"]["compute"]
+    assert any("teacher's forward passes" in line for line in taught["time"]["assumed"])
+    for one, other in zip(taught["memory"], plain["memory"], strict=True):
+        assert one["zero"] == other["zero"]
+        # In bf16 or fp32, whole on the one rank.
+        assert one["rest"] - other["rest"] in {2 * taught["teacher"], 4 * taught["teacher"]}
+    text = "\n".join(plan_lines([taught], "a cluster", ""))
+    assert "; beside a teacher of " in text
+
+
+def test_a_teacher_that_is_not_here_counts_as_the_model(tmp_path: Path) -> None:
+    elsewhere = json.dumps([{"name": "distillation", "teacher": "nobody/has-this-model"}])
+    (dapt,) = entries(tmp_path, f"stages.dapt.penalties={elsewhere}", names=["dapt"])
+    assert dapt["teacher"] == dapt["parameters"]
+    assert any("taken to be as large as the model: nobody/" in note for note in dapt["notes"])
+
+
+def test_states_are_those_of_the_optimizer(tmp_path: Path) -> None:
+    sizes = {}
+    for name in ("adamw", "lion", "muon"):
+        asked = f'stages.base.optimizer={{"name": "{name}", "lr": 0.001}}'
+        (base,) = entries(tmp_path, asked, names=["base"])
+        sizes[name] = base["disk"]["checkpoint"] / base["trained"]
+    assert (sizes["adamw"], sizes["lion"]) == (12, 8)
+    assert 8 < sizes["muon"] < 12
+
+
+def test_what_choose_and_forgetting_keep_is_counted(tmp_path: Path) -> None:
+    (plain,) = entries(tmp_path, names=["dapt"])
+    held_out = "stage:prepare/corpora/domain/held_out"
+    choosing = (
+        f"stages.dapt.validation={{every: 10, sets: {{domain: '{held_out}'}}}}",
+        "stages.dapt.choose={by: validation/domain/loss}",
+    )
+    (dapt,) = entries(tmp_path, *choosing, names=["dapt"])
+    assert dapt["disk"]["most"] == plain["disk"]["most"] + 1
+    both = "stages.dapt.forgetting={set: domain, limits: {by: 0.1, action: warn}}"
+    del both
+    assert dapt["disk"]["checkpoints"] == dapt["disk"]["most"] * dapt["disk"]["checkpoint"]
+
+
+def test_rates_of_what_is_not_counted_are_told(tmp_path: Path) -> None:
+    rates = 'stages.base.optimizer.rates={"heads.": 2.0}'
+    (base,) = entries(tmp_path, rates, names=["base"])
+    assert any("optimizer.rates: no weight that is counted begins with heads." in n for n in base["notes"])
+
+
+def test_an_optimizer_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    settings = (
+        'stages.base.optimizer={"name": "muon", "lr": 0.001}',
+        'stages.base.adaptation={"name": "bitfit"}',
+    )
+    made = planned(tmp_path, *settings, cluster=Cluster(1, 1, find_device("h100")))
+    assert "no matrix of the model's layers is trained" in str(made.errors[0])

@@ -7,15 +7,18 @@ from typing import Any
 import pytest
 import torch
 
+from configs.errors import RecipeError
 from engine.additions import WEIGHTS, carried
 from engine.checkpoint import FragmentStore, describe, export_model, export_problems, save
 from engine.frozen import frozen_digest
 from engine.isolation import isolated_inputs
 from engine.learner import Learner
 from engine.models import PretrainedModel, read_shape
+from engine.optimization import AdamW, Lion, Muon
 from engine.parameter_shapes import model_shape
+from engine.planner import Weights
 from engine.protocols import Progress
-from engine.stage_memory import _weights_in, weights_of
+from engine.stage_memory import weights_in, weights_of
 from tests.engine import tiny
 from tests.engine.adaptation import cases
 
@@ -78,15 +81,37 @@ def test_documents_in_a_row_do_not_see_one_another(tmp_path, kind, shape):
     assert not torch.equal(states[second], others[second])
 
 
+OPTIMIZERS: dict[str, Any] = {
+    "adamw": AdamW(lr=1e-3),
+    "lion": Lion(lr=1e-3, layer_decay=0.9),
+    "muon": Muon(lr=1e-3, layer_decay=0.9, rates={"backbone.": 0.5}),
+}
+
+
 @fitting
-def test_a_shape_tells_what_trains(tmp_path, kind, shape):
+def test_a_shape_tells_what_trains_and_in_which_groups(tmp_path, kind, shape):
     learner = tiny.learner(tmp_path, shape, cases.KINDS[kind].build(0))
     architecture = "causal_lm" if shape in tiny.DECODERS else "masked_lm"
     told = model_shape(read_shape(shape), architecture, tiny.VOCABULARY)
-    stage: Any = SimpleNamespace(adaptation=cases.KINDS[kind])
-    planned, real = weights_of(stage, told), _weights_in(learner)
-    for part in ("matrices", "vectors", "frozen"):
-        assert sorted(getattr(planned, part)) == sorted(getattr(real, part)), part
+    for name, optimizer in OPTIMIZERS.items():
+        stage: Any = SimpleNamespace(adaptation=cases.KINDS[kind], optimizer=optimizer)
+        if name == "muon" and kind in {"bitfit", "prompt"}:
+            with pytest.raises(RecipeError, match="no matrix of the model's layers is trained"):
+                weights_of(stage, told)
+            with pytest.raises(RecipeError, match="no matrix of the model's layers is trained"):
+                optimizer.groups(learner)
+            continue
+        planned, real = weights_of(stage, told), weights_in(learner, optimizer)
+        assert sorted(planned.frozen) == sorted(real.frozen)
+        assert groups(planned) == groups(real)
+        built = optimizer.build(learner).param_groups
+        counts = [[p.numel() for p in group["params"]] for group in built]
+        assert counts == [list(group.tensors) for group in real.groups]
+
+
+def groups(weights: Weights) -> list[Any]:
+    """In their order, each with its tensors in any: transformers names tied ones here or there."""
+    return [(sorted(group.tensors), group.states, group.working) for group in weights.groups]
 
 
 def exported(folder: Path, shape: str, adaptation, learner, **changes):

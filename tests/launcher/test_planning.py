@@ -440,23 +440,25 @@ def test_states_are_those_of_the_optimizer(tmp_path: Path) -> None:
 
 
 def test_what_choose_and_forgetting_keep_is_counted(tmp_path: Path) -> None:
-    (plain,) = entries(tmp_path, names=["dapt"])
-    held_out = "stage:prepare/corpora/domain/held_out"
-    choosing = (
-        f"stages.dapt.validation={{every: 10, sets: {{domain: '{held_out}'}}}}",
-        "stages.dapt.choose={by: validation/domain/loss}",
-    )
-    (dapt,) = entries(tmp_path, *choosing, names=["dapt"])
-    assert dapt["disk"]["most"] == plain["disk"]["most"] + 1
-    both = "stages.dapt.forgetting={set: domain, limits: {by: 0.1, action: warn}}"
-    del both
-    assert dapt["disk"]["checkpoints"] == dapt["disk"]["most"] * dapt["disk"]["checkpoint"]
+    choosing = 'stages.dapt.choose={"by": "validation/general/loss"}'
+    forgetting = 'stages.dapt.forgetting={"set": "general"}'
+    for settings, more in (
+        ((), 0),
+        ((choosing,), 1),
+        ((forgetting,), 1),
+        ((choosing, forgetting), 2),
+    ):
+        (dapt,) = entries(tmp_path, "stages.dapt.steps=2000", *settings, names=["dapt"])
+        assert dapt["disk"]["most"] == 3 + len(settings)
+        assert dapt["disk"]["checkpoints"] == (3 + len(settings)) * dapt["disk"]["checkpoint"]
 
 
 def test_rates_of_what_is_not_counted_are_told(tmp_path: Path) -> None:
     rates = 'stages.base.optimizer.rates={"heads.": 2.0}'
     (base,) = entries(tmp_path, rates, names=["base"])
-    assert any("optimizer.rates: no weight that is counted begins with heads." in n for n in base["notes"])
+    assert any(
+        "optimizer.rates: no weight that is counted begins with heads." in n for n in base["notes"]
+    )
 
 
 def test_an_optimizer_that_does_not_fit_is_told(tmp_path: Path) -> None:

@@ -1,19 +1,29 @@
 """Distillation against direct computations, and what it refuses."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from configs.errors import DataError, RecipeError
 from data_pipeline.tokenization import tokenizer_sha256
+from engine.adaptation import FullTraining
+from engine.adaptation.additions import CARD, FORMAT
 from engine.learner import Learner
+from engine.models import read_shape
 from engine.objectives import CausalLanguageModelling
 from engine.objectives.routing import RouterBalance
+from engine.optimization import AdamW
+from engine.parameter_shapes import model_shape
 from engine.penalties import Distillation
 from engine.penalties.distillation import DistilledObjective, divergence
+from engine.stage_memory import weights_in, weights_of, whole
 from tests.engine import tiny
 
+PLANNED: Any = SimpleNamespace(adaptation=FullTraining(), optimizer=AdamW(lr=1e-3))
 SHAPES = ("bert_tiny", "modernbert_tiny", "gpt2_tiny")
 
 
@@ -90,3 +100,26 @@ def test_what_has_no_predictions_to_compare_is_refused(tmp_path):
     objective = DistilledObjective(config, own.objective, lambda: narrow)
     with pytest.raises(RecipeError, match="a vocabulary of 32, this model of 64"):
         Learner(own.backbone, objective)
+
+
+def test_a_teacher_with_a_prompt_reads_rows_of_one_document(tmp_path):
+    prompt = {"settings": {"name": "prompt"}, "modules": []}
+    card = {"format": FORMAT, "adaptations": [prompt], "sha256": ""}
+    (tmp_path / CARD).write_text(json.dumps(card))
+    config = Distillation(teacher=str(tmp_path))
+    config.check(lambda _: True, Path, shared_rows=False)
+    with pytest.raises(RecipeError, match="carries a soft prompt"):
+        config.check(lambda _: True, Path, shared_rows=True)
+
+
+def test_the_planner_finds_the_teacher_in_the_learner(tmp_path):
+    learner = distilled(tmp_path, "bert_tiny")
+    held = weights_in(learner, AdamW(lr=1e-3))
+    sizes = [p.numel() for p in learner.heads["teacher"].parameters()]
+    assert list(held.frozen) == sizes
+    shape = model_shape(read_shape("bert_tiny"), "masked_lm", tiny.VOCABULARY)
+    planned = weights_of(PLANNED, shape, shape)
+    assert sorted(planned.frozen) == sorted(sizes)
+    assert planned.groups == whole(shape).groups
+    found = [n for module in planned.modules if not module.has_backward for n in module.tensors]
+    assert set(found) == set(range(len(held.trainable), len(held.tensors)))

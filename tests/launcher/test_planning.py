@@ -442,12 +442,7 @@ def test_states_are_those_of_the_optimizer(tmp_path: Path) -> None:
 def test_what_choose_and_forgetting_keep_is_counted(tmp_path: Path) -> None:
     choosing = 'stages.dapt.choose={"by": "validation/general/loss"}'
     forgetting = 'stages.dapt.forgetting={"set": "general"}'
-    for settings, more in (
-        ((), 0),
-        ((choosing,), 1),
-        ((forgetting,), 1),
-        ((choosing, forgetting), 2),
-    ):
+    for settings in ((), (choosing,), (forgetting,), (choosing, forgetting)):
         (dapt,) = entries(tmp_path, "stages.dapt.steps=2000", *settings, names=["dapt"])
         assert dapt["disk"]["most"] == 3 + len(settings)
         assert dapt["disk"]["checkpoints"] == (3 + len(settings)) * dapt["disk"]["checkpoint"]

@@ -1,5 +1,6 @@
 """Distillation against direct computations, and what it refuses."""
 
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import torch
 from configs.errors import DataError, RecipeError
 from data_pipeline.tokenization import tokenizer_sha256
 from engine.adaptation import FullTraining
-from engine.adaptation.additions import CARD, FORMAT
+from engine.adaptation.additions import CARD, FORMAT, WEIGHTS
 from engine.learner import Learner
 from engine.models import read_shape
 from engine.objectives import CausalLanguageModelling
@@ -104,7 +105,8 @@ def test_what_has_no_predictions_to_compare_is_refused(tmp_path):
 
 def test_a_teacher_with_a_prompt_reads_rows_of_one_document(tmp_path):
     prompt = {"settings": {"name": "prompt"}, "modules": []}
-    card = {"format": FORMAT, "adaptations": [prompt], "sha256": ""}
+    (tmp_path / WEIGHTS).write_bytes(b"")
+    card = {"format": FORMAT, "adaptations": [prompt], "sha256": hashlib.sha256().hexdigest()}
     (tmp_path / CARD).write_text(json.dumps(card))
     config = Distillation(teacher=str(tmp_path))
     config.check(lambda _: True, Path, shared_rows=False)

@@ -150,5 +150,5 @@ def test_a_folder_without_importances_is_refused(tmp_path):
     config = ElasticWeights(fisher="somewhere")
     with pytest.raises(DataError, match="expected the folder of a finished stage of kind fisher"):
         config.check(lambda _: True, lambda _: tmp_path, shared_rows=True)
-    config.check(lambda _: False, lambda _: tmp_path)
+    config.check(lambda _: False, lambda _: tmp_path, shared_rows=True)
     assert json.loads(config.model_dump_json())["strength"] == 1.0

@@ -125,7 +125,7 @@ def adaptation(case: Mapping[str, Any]) -> FullTraining | LowRank:
 def penalties(case: Mapping[str, Any]) -> list[WeightPenalty]:
     """Those that it names; EWC with importances of zero, which take as much room as others."""
     kinds: dict[str, Callable[[], WeightPenalty]] = {
-        "l2_sp": lambda: StartingPoint().build(Path),
+        "l2_sp": lambda: StartingPoint().build(),
         "ewc": lambda: ElasticPull(1.0, []),
     }
     return [kinds[name]() for name in case.get("penalties", ())]

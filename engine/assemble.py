@@ -10,6 +10,7 @@ from configs.stage import StageContext
 from data_pipeline.example import Example
 from data_pipeline.streaming import TokenStream, describe_steps, slice_of_step
 from data_pipeline.tokenization import tokenizer_sha256
+from engine.earlier import load_teacher, open_importances
 from engine.pretraining import (
     PretrainStage,
     require_compilable,
@@ -17,6 +18,8 @@ from engine.pretraining import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from engine.hooks import ChoiceHook, ForgettingHook, GuardHook, TensorBoardHook
     from engine.hooks.checkpointing import Wishes
     from engine.learner import Learner
@@ -72,11 +75,19 @@ def build_objective(
 ) -> "Objective":
     """The stage's objective, with the penalties on the loss around it."""
     objective: Objective = stage.objective.build(stream.special, stream.vocabulary_size)
+
+    def load(location: str) -> "nn.Module":
+        return load_teacher(
+            location,
+            objective.architecture,
+            context.locate,
+            stream.tokenizer_sha256,
+            shared_rows=stage.data.packing.SHARES_ROWS,
+        )
+
     for penalty in stage.penalties:
         if penalty.ON == "loss":
-            shared = stage.data.packing.SHARES_ROWS
-            sha256 = stream.tokenizer_sha256
-            objective = penalty.around(objective, context.locate, sha256, shared_rows=shared)
+            objective = penalty.around(objective, load)
     return objective
 
 
@@ -114,14 +125,18 @@ def assemble(stage: PretrainStage, context: StageContext) -> Parts:
     learner, _, tokenizer = build_learner(stage, context, objective)
     _require_tokenizer(tokenizer_sha256(tokenizer.backend_tokenizer), stream)
     longest = stage.data.packing.longest_piece(stage.data.length)
-    require_positions(learner.backbone, longest, "data")
+    for model in (learner.backbone, *(head.model for head in _whole_models(learner))):
+        require_positions(model, longest, "data")
     frozen = distributed.on_first(lambda: frozen_digest(learner))
     stage = stage.model_copy(update={"backend": settled(stage, learner)})
     _economise(stage, learner)
     batches = stage.backend.plan(distributed.world())
     steps = stage.budget(stream.rows[0], batches.global_batch)
     on_weights = [penalty for penalty in stage.penalties if penalty.ON == "weights"]
-    pulls = [penalty.build(context.locate) for penalty in on_weights]
+    pulls = [
+        penalty.build([open_importances(place, context.locate) for place in penalty.importances])
+        for penalty in on_weights
+    ]
     average = stage.averaging.build(steps) if stage.averaging else None
     backend = stage.backend.build(learner, stage.optimizer, pulls, seed, average)
     stream.require_rows(steps * batches.global_batch)

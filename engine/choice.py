@@ -45,7 +45,8 @@ class ChooseConfig(Config):
         if self.better is None and measure not in _DIRECTIONS:
             msg = (
                 f"by '{self.by}': whether more of '{measure}' is better is not known, as it is of "
-                f"{', '.join(_DIRECTIONS)}; name one of these, or give better: lower or better: higher"
+                f"{', '.join(_DIRECTIONS)}; name one of these, or "
+                "give better: lower or better: higher"
             )
             raise ValueError(msg)
         return self

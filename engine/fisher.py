@@ -21,10 +21,11 @@ from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline.streaming import DataConfig
 from engine.backends import BackendConfig
 from engine.checkpoint_policy import CheckpointConfig
+from engine.earlier import newest_importances
 from engine.models import ModelConfig
 from engine.objectives import ObjectiveConfig, require_fitting
 from engine.optimization import AdamW, Constant
-from engine.penalties.ewc import FISHER, newest_importances
+from engine.penalties.ewc import FISHER
 from engine.pretraining import PretrainStage
 
 if TYPE_CHECKING:
@@ -141,12 +142,9 @@ class FisherStage(StageConfig):
         )
 
     def _before(self, context: StageContext) -> "FragmentStore | None":
-        from engine.checkpoint import open_checkpoint
-
         if self.online is None:
             return None
-        folder = context.locate(self.online.previous)
-        return open_checkpoint(newest_importances(folder, self.online.previous)).store()
+        return open_importances(self.online.previous, context.locate)
 
     def _training(self, objective: "SampledLabels") -> PretrainStage:
         """A pretraining stage of the same parts, which clips nothing and learns nothing."""

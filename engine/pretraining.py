@@ -21,6 +21,7 @@ from engine.backends import BackendConfig
 from engine.checkpoint_policy import CheckpointConfig
 from engine.choice import ChooseConfig
 from engine.compilation import Compilation
+from engine.earlier import check_earlier
 from engine.forgetting import ForgettingConfig
 from engine.guarding import GuardConfig
 from engine.models import ModelConfig
@@ -240,8 +241,7 @@ class PretrainStage(StageConfig):
         require_compilable(self)
         self.model.check(context.is_made, context.locate)
         shared = self.data.packing.SHARES_ROWS
-        for penalty in self.penalties:
-            penalty.check(context.is_made, context.locate, shared_rows=shared)
+        check_earlier(self.penalties, context.is_made, context.locate, shared_rows=shared)
         self.model.check_rows(context.is_made, context.locate, shared_rows=shared)
         for location in self.held_out().values():
             if context.is_made(location):

@@ -4,18 +4,15 @@ The teacher is frozen and reads the same rows. It is one of the learner's module
 stage 3 cuts it over the ranks, too.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from configs.errors import DataError, RecipeError
+from configs.errors import RecipeError
 from configs.schema import Config
-from data_pipeline.tokenization import tokenizer_sha256
-from engine.models import PretrainedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -53,27 +50,20 @@ class Distillation(Config):
         """None: it adds no states."""
         return ()
 
-    def check(
-        self,
-        is_made: "Callable[[str], bool]",
-        locate: "Callable[[str], Path]",
-        *,
-        shared_rows: bool,
-    ) -> None:
-        """The teacher's folder, without loading it; RecipeError if it cannot read such rows."""
-        teacher = PretrainedModel(location=self.teacher)
-        teacher.check(is_made, locate)
-        teacher.check_rows(is_made, locate, shared_rows=shared_rows)
+    @property
+    def importances(self) -> tuple[str, ...]:
+        """Locations of importances that it takes: none."""
+        return ()
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Locations of models that it learns from."""
+        return (self.teacher,)
 
     def around(
-        self,
-        objective: "Objective",
-        locate: "Callable[[str], Path]",
-        tokenizer: str,
-        *,
-        shared_rows: bool,
+        self, objective: "Objective", load: "Callable[[str], nn.Module]"
     ) -> "DistilledObjective":
-        """The objective with the teacher beside it; ``tokenizer``: sha256 of the shards'.
+        """The objective with the teacher beside it; ``load`` gives the model at a location.
 
         Raises:
             RecipeError: the objective has no predictions over the vocabulary to compare.
@@ -87,20 +77,7 @@ class Distillation(Config):
             )
             raise RecipeError(msg)
 
-        def load() -> "nn.Module":
-            model = PretrainedModel(location=self.teacher)
-            loaded = model.build(locate, objective.architecture, 0, shared_rows=shared_rows)
-            if loaded.fresh:
-                msg = (
-                    f"penalty distillation: teacher {self.teacher} has no weights for its head "
-                    f"({', '.join(loaded.fresh)}): there is nothing to learn from it"
-                )
-                raise RecipeError(msg)
-            _require_same_tokenizer(self.teacher, loaded.tokenizer, tokenizer)
-            found: nn.Module = loaded.model
-            return found
-
-        return DistilledObjective(self, objective, load)
+        return DistilledObjective(self, objective, lambda: load(self.teacher))
 
 
 class DistilledObjective:
@@ -182,17 +159,6 @@ def _frozen(model: "nn.Module") -> "nn.Module":
             return super().train(mode=False)
 
     return Teacher()
-
-
-def _require_same_tokenizer(teacher: str, tokenizer: Any, wanted: str) -> None:
-    """DataError if it is another one: of the same size it would speak of other words, unnoticed."""
-    found = tokenizer_sha256(tokenizer.backend_tokenizer)
-    if found != wanted:
-        msg = (
-            f"penalty distillation: teacher {teacher} has a tokenizer with sha256 {found[:16]}, "
-            f"the shards were made with {wanted[:16]}; name the model that this one began as"
-        )
-        raise DataError(msg)
 
 
 def _require_same_vocabulary(teacher: str, model: "nn.Module", backbone: "nn.Module") -> None:

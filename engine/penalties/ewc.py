@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from configs.errors import CheckpointError, DataError
+from configs.errors import CheckpointError
 from configs.schema import Config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -47,43 +46,18 @@ class ElasticWeights(Config):
         return ElasticPull.keys
 
     @property
-    def locations(self) -> tuple[str, ...]:
-        """Where the importances lie."""
+    def importances(self) -> tuple[str, ...]:
+        """Locations of importances that it takes."""
         return (self.fisher,) if isinstance(self.fisher, str) else self.fisher
 
-    def check(
-        self,
-        is_made: "Callable[[str], bool]",
-        locate: "Callable[[str], Path]",
-        *,
-        shared_rows: bool,
-    ) -> None:
-        """DataError where a location has been made and holds no importances."""
-        del shared_rows
-        for location in self.locations:
-            if is_made(location):
-                newest_importances(locate(location), location)
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Locations of models that it learns from: none."""
+        return ()
 
-    def build(self, locate: "Callable[[str], Path]") -> "ElasticPull":
-        """The pull that the optimizer applies; CheckpointError if importances are damaged."""
-        from engine.checkpoint import open_checkpoint
-
-        folders = [newest_importances(locate(location), location) for location in self.locations]
-        return ElasticPull(self.strength, [open_checkpoint(one).store() for one in folders])
-
-
-def newest_importances(stage: "Path", location: str) -> "Path":
-    """The checkpoint of importances in a stage's folder; DataError if there is none."""
-    from engine.checkpoint.save import step_folders
-
-    found = step_folders(stage / FISHER) if (stage / FISHER).is_dir() else []
-    if not found:
-        msg = (
-            f"penalty ewc: {location}: no importances at {stage / FISHER}; expected the folder of "
-            "a finished stage of kind fisher"
-        )
-        raise DataError(msg)
-    return found[0]
+    def build(self, stores: "Sequence[FragmentStore]") -> "ElasticPull":
+        """The pull that the optimizer applies; ``stores``: what lies at ``importances``."""
+        return ElasticPull(self.strength, stores)
 
 
 class ElasticPull:

@@ -8,10 +8,10 @@ from configs.schema import Config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
+    from engine.checkpoint.store import FragmentStore
     from engine.protocols import Piece
 
 
@@ -31,18 +31,19 @@ class StartingPoint(Config):
         """Of the states it adds to each weight."""
         return StartingPointPull.keys
 
-    def check(
-        self,
-        is_made: "Callable[[str], bool]",
-        locate: "Callable[[str], Path]",
-        *,
-        shared_rows: bool,
-    ) -> None:
-        """Nothing: it reads nothing."""
+    @property
+    def importances(self) -> tuple[str, ...]:
+        """Locations of importances that it takes: none."""
+        return ()
 
-    def build(self, locate: "Callable[[str], Path]") -> "StartingPointPull":
-        """The pull that the optimizer applies."""
-        del locate
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Locations of models that it learns from: none."""
+        return ()
+
+    def build(self, stores: "Sequence[FragmentStore]" = ()) -> "StartingPointPull":
+        """The pull that the optimizer applies; it reads nothing."""
+        del stores
         return StartingPointPull(self.strength)
 
 

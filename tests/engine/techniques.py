@@ -93,7 +93,7 @@ TECHNIQUES = {
     "muon experts": Technique(Muon(lr=RATE, iterate_in="fp32"), shape="mixtral_tiny"),
     "layer decay": Technique(AdamW(lr=RATE, layer_decay=0.5)),
     "rates": Technique(AdamW(lr=RATE, rates={"backbone.bert.embeddings.": 0.1})),
-    "l2_sp": Technique(pulls=lambda _: [StartingPoint(strength=1.0).build(Path)]),
+    "l2_sp": Technique(pulls=lambda _: [StartingPoint(strength=1.0).build()]),
     "ewc": Technique(pulls=elastic(1)),
     "ewc of two tasks": Technique(pulls=elastic(2)),
     "distillation": Technique(teacher=True),
@@ -104,7 +104,7 @@ TECHNIQUES = {
         Muon(lr=RATE, iterate_in="fp32", layer_decay=0.8),
         pulls=lambda learner: [
             *elastic(1, 0.05)(learner),
-            StartingPoint(strength=0.05).build(Path),
+            StartingPoint(strength=0.05).build(),
         ],
         averaging=MovingAverage(decay=0.7),
         teacher=True,

@@ -16,8 +16,8 @@ from data_pipeline.tokenization import tokenizer_record
 from engine.adaptation import Prefix
 from engine.additions import save_additions
 from engine.checkpoint import open_checkpoint
+from engine.earlier import newest_importances
 from engine.fisher import FISHER, FisherStage
-from engine.penalties.ewc import newest_importances
 from tests.engine import tiny
 
 SMALL = {"train_batch_size": 4}

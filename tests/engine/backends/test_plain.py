@@ -1,7 +1,6 @@
 """The plain backend: accumulation, bf16, clipping, its state, and what it refuses."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ BF16 = {"bf16": {"enabled": True}}
 
 
 def backend_of(folder, shape="bert_tiny", pull=0.0, **config):
-    penalties = [StartingPoint(strength=pull).build(Path)] if pull else []
+    penalties = [StartingPoint(strength=pull).build()] if pull else []
     plain = Plain(config={"train_batch_size": 8, **config})
     return plain.build(tiny.learner(folder, shape), AdamW(lr=1e-2), penalties, 0)
 

@@ -66,7 +66,7 @@ def zero(
     adaptation: Adaptation | None = None,
 ) -> Any:
     """DeepSpeed around a tiny learner."""
-    penalties = [StartingPoint(strength=pull).build(Path)] if pull else []
+    penalties = [StartingPoint(strength=pull).build()] if pull else []
     learner = tiny.learner(Path(tempfile.mkdtemp()), shape, adaptation)
     return DeepSpeedZero(config=values).build(learner, AdamW(lr=PEAK), penalties, seed=0)
 
@@ -75,7 +75,7 @@ def plain(
     pull: float = 0.0, precision: str = "fp32", shape: str = "bert_tiny", **more: Any
 ) -> Backend:
     """The reference: one process, the whole batch at once."""
-    penalties = [StartingPoint(strength=pull).build(Path)] if pull else []
+    penalties = [StartingPoint(strength=pull).build()] if pull else []
     mixed = {} if precision == "fp32" else {precision: {"enabled": True}}
     config = Plain(config={"train_batch_size": 8, **mixed, **more})
     learner = tiny.learner(Path(tempfile.mkdtemp()), shape)

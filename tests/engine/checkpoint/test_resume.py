@@ -21,7 +21,7 @@ BF16 = FP32 | {"bf16": {"enabled": True}}
 
 
 def backend(folder: Path, config: dict[str, Any], adaptation: Any = None) -> Any:
-    penalties = [StartingPoint(strength=0.1).build(Path)]
+    penalties = [StartingPoint(strength=0.1).build()]
     learner = tiny.learner(folder, adaptation=adaptation, hidden_dropout_prob=0.1)
     return Plain(config=config).build(learner, AdamW(lr=1e-2), penalties)
 
@@ -73,7 +73,7 @@ def test_another_model_is_refused(tmp_path: Path, change: dict[str, int]) -> Non
     losses(held, 0, 1)
     found = open_checkpoint(save(tmp_path, Progress(1), held, {}, "recipe"))
     other = Plain(config=FP32).build(
-        tiny.learner(tmp_path, **change), AdamW(lr=1e-2), [StartingPoint().build(Path)]
+        tiny.learner(tmp_path, **change), AdamW(lr=1e-2), [StartingPoint().build()]
     )
     with pytest.raises(CheckpointError, match="made with another model"):
         found.restore(other)

@@ -1,7 +1,5 @@
 """Schedules, parameter groups, and AdamW with pulls on any partition."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -42,7 +40,7 @@ def test_rates_scale_by_the_longest_prefix():
 
 def steps_of(parameters: list[nn.Parameter], pull: float, count: int = 5) -> torch.Tensor:
     """The values after steps on the same gradients, however the vector is cut."""
-    penalties = [StartingPoint(strength=pull).build(Path)] if pull else []
+    penalties = [StartingPoint(strength=pull).build()] if pull else []
     groups = [{"params": parameters, "weight_decay": 0.1}]
     rules = {"adamw": AdamWRule(0.9, 0.99, 1e-8)}
     optimizer = ShardedOptimizer(groups, 0.1, rules, penalties)
@@ -77,7 +75,7 @@ def test_the_pull_is_the_gradient_of_the_squared_distance():
 
 
 def test_penalties_keys_are_part_of_the_state():
-    pull = StartingPoint().build(Path)
+    pull = StartingPoint().build()
     optimizer = AdamW(lr=0.1).build(model(), [pull])
     assert optimizer.state_keys == ("exp_avg", "exp_avg_sq", "l2_sp.anchor")
     weight = optimizer.param_groups[0]["params"][0]

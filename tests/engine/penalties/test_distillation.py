@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from engine.adaptation.additions import CARD, FORMAT, WEIGHTS
 
 from configs.errors import DataError, RecipeError
 from data_pipeline.tokenization import tokenizer_sha256
 from engine.adaptation import FullTraining
-from engine.adaptation.additions import CARD, FORMAT, WEIGHTS
+from engine.earlier import load_teacher
 from engine.learner import Learner
 from engine.models import read_shape
 from engine.objectives import CausalLanguageModelling
@@ -82,8 +83,10 @@ def test_a_teacher_with_another_tokenizer_of_the_same_size_is_refused(tmp_path):
     config = Distillation(teacher=str(tmp_path / "teacher"))
 
     def made(sha256: str) -> Learner:
-        around = config.around(own.objective, Path, sha256, shared_rows=True)
-        return Learner(own.backbone, around)
+        def load(location: str) -> torch.nn.Module:
+            return load_teacher(location, "masked_lm", Path, sha256, shared_rows=True)
+
+        return Learner(own.backbone, config.around(own.objective, load))
 
     assert "teacher" in made(tokenizer_sha256(tmp_path / "teacher")).heads
     with pytest.raises(DataError, match="the shards were made with 0123456789abcdef"):
@@ -94,7 +97,7 @@ def test_what_has_no_predictions_to_compare_is_refused(tmp_path):
     config = Distillation(teacher="other")
     balanced = CausalLanguageModelling(balance=RouterBalance()).build(tiny.SPECIAL, tiny.VOCABULARY)
     with pytest.raises(RecipeError, match="mlm without pairs, or clm without balance"):
-        config.around(balanced, Path, "", shared_rows=True)
+        config.around(balanced, lambda _: torch.nn.Identity())
     own = tiny.learner(tmp_path, "bert_tiny")
     narrow = tiny.learner(tmp_path / "narrow", "bert_tiny").backbone
     narrow.resize_token_embeddings(32)

@@ -11,6 +11,7 @@ import torch
 
 from configs.errors import CheckpointError, DataError
 from engine.backends import Plain
+from engine.earlier import check_earlier
 from engine.fisher import SquaredGradients
 from engine.penalties import ElasticWeights
 from engine.penalties.ewc import ElasticPull
@@ -149,6 +150,6 @@ def test_new_heads_are_free_and_other_models_refused():
 def test_a_folder_without_importances_is_refused(tmp_path):
     config = ElasticWeights(fisher="somewhere")
     with pytest.raises(DataError, match="expected the folder of a finished stage of kind fisher"):
-        config.check(lambda _: True, lambda _: tmp_path, shared_rows=True)
-    config.check(lambda _: False, lambda _: tmp_path, shared_rows=True)
+        check_earlier([config], lambda _: True, lambda _: tmp_path, shared_rows=True)
+    check_earlier([config], lambda _: False, lambda _: tmp_path, shared_rows=True)
     assert json.loads(config.model_dump_json())["strength"] == 1.0

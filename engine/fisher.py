@@ -21,7 +21,7 @@ from configs.stage import Runs, StageConfig, StageContext
 from data_pipeline.streaming import DataConfig
 from engine.backends import BackendConfig
 from engine.checkpoint_policy import CheckpointConfig
-from engine.earlier import newest_importances
+from engine.earlier import newest_importances, open_importances
 from engine.models import ModelConfig
 from engine.objectives import ObjectiveConfig, require_fitting
 from engine.optimization import AdamW, Constant

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from engine.adaptation.additions import CARD, FORMAT, WEIGHTS
 
 from configs.errors import DataError, RecipeError
 from data_pipeline.tokenization import tokenizer_sha256
 from engine.adaptation import FullTraining
+from engine.additions import CARD, FORMAT, WEIGHTS
 from engine.earlier import load_teacher
 from engine.learner import Learner
 from engine.models import read_shape

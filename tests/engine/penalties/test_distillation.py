@@ -13,7 +13,7 @@ from configs.errors import DataError, RecipeError
 from data_pipeline.tokenization import tokenizer_sha256
 from engine.adaptation import FullTraining
 from engine.additions import CARD, FORMAT, WEIGHTS
-from engine.earlier import load_teacher
+from engine.earlier import check_earlier, load_teacher
 from engine.learner import Learner
 from engine.models import read_shape
 from engine.objectives import CausalLanguageModelling
@@ -111,10 +111,10 @@ def test_a_teacher_with_a_prompt_reads_rows_of_one_document(tmp_path):
     (tmp_path / WEIGHTS).write_bytes(b"")
     card = {"format": FORMAT, "adaptations": [prompt], "sha256": hashlib.sha256().hexdigest()}
     (tmp_path / CARD).write_text(json.dumps(card))
-    config = Distillation(teacher=str(tmp_path))
-    config.check(lambda _: True, Path, shared_rows=False)
+    asked = [Distillation(teacher=str(tmp_path))]
+    check_earlier(asked, lambda _: True, Path, shared_rows=False)
     with pytest.raises(RecipeError, match="carries a soft prompt"):
-        config.check(lambda _: True, Path, shared_rows=True)
+        check_earlier(asked, lambda _: True, Path, shared_rows=True)
 
 
 def test_the_planner_finds_the_teacher_in_the_learner(tmp_path):

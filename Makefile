@@ -1,5 +1,6 @@
 # make quickstart   set everything up and run the whole chain on text that is on this machine
 # make test         set everything up and run the tests
+# make grids        the longer tests: every architecture at every ZeRO stage, through checkpoints
 # make faults       hit 500 real runs at random and compare; an hour; goes on where it was stopped
 # make check        format, lint, types, layers        make fix   repair format and lint
 VENV ?= .venv
@@ -16,7 +17,7 @@ export HF_HUB_OFFLINE ?= 1
 
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart test faults check fix clean
+.PHONY: setup quickstart test grids faults check fix clean
 
 setup: $(READY)
 
@@ -32,7 +33,10 @@ quickstart: $(READY)
 	$(VENV)/bin/onward quickstart $(RUN)
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(RUN)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not grid" $(RUN)
+
+grids: $(READY)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m grid $(RUN)
 
 faults: $(READY)
 	$(VENV)/bin/python -m benchmarks.faults --runs 500 --seed 1 $(RUN)

@@ -10,7 +10,7 @@ from tests.engine import tiny
 from tests.engine.backends import grid_worker as worker
 from tests.warm import WarmWorkers
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.grid]
 FLOAT32 = {"rtol": 2e-5, "atol": 2e-5}
 UNTIED = {"mixtral_tiny"}
 CELLS = [f"{shape} {stage}" for shape in tiny.SHAPES for stage in range(4)]

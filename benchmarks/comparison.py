@@ -11,15 +11,14 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from launcher.run_folder import RunFolder
 
 HEAD = (
     "| arm | gain on {gain} | forgetting of {forgetting} | macro-F1 on test | against {base} "
-    "| s a step | checkpoint |",
-    "|---|---|---|---|---|---|---|",
+    "| checkpoint |",
+    "|---|---|---|---|---|---|",
 )
 LEGEND = """\
 Gain is the fall of the held-out masked-LM loss on the domain, forgetting its rise on the general
@@ -27,8 +26,7 @@ text, both against the base, in nats a target, with 95 % intervals over rows; bo
 interval leaves out 0. Macro-F1: mean and standard deviation over fine-tuning seeds; the
 difference to the base, bold where it is significant after Holm's correction. Each arm was
 pretrained once, with one seed, at usual settings that nobody tuned: the intervals do not cover
-that. Seconds a step (median of the logged ones) are of a shared machine; a checkpoint holds what
-trains, with its optimizer's states.
+that. A checkpoint holds what trains, with its optimizer's states.
 """
 
 
@@ -78,7 +76,7 @@ def _row(run: Path, found: Mapping[str, Any], arm: str) -> str:
     cells.append(f"{mean:.3f} ± {sd:.3f}")
     difference = found["differences"][primary].get(arm)
     cells.append("" if difference is None else _difference(difference))
-    cells += _cost(run / ("full" if arm == "ema" else arm))
+    cells.append(_checkpoint(run / ("full" if arm == "ema" else arm)))
     return "| " + " | ".join(cells) + " |"
 
 
@@ -94,11 +92,9 @@ def _difference(found: Mapping[str, Any]) -> str:
     return f"**{text}**" if found["significant"] else text
 
 
-def _cost(stage: Path) -> list[str]:
-    lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    seconds = median(json.loads(line)["step_seconds"] for line in lines)
+def _checkpoint(stage: Path) -> str:
     saved = (stage / "checkpoints.jsonl").read_text(encoding="utf-8").splitlines()
-    return [f"{seconds:.2f}", f"{json.loads(saved[-1])['bytes'] / 1e6:.1f} MB"]
+    return f"{json.loads(saved[-1])['bytes'] / 1e6:.1f} MB"
 
 
 if __name__ == "__main__":

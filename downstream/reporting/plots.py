@@ -120,6 +120,8 @@ def _gain_and_forgetting(facts: Facts) -> Plot:
 
 def _trade(facts: Facts) -> Plot | None:
     """Gain against forgetting, a dot an arm; None where they are not two sets and several arms."""
+    from matplotlib.patheffects import withStroke
+
     measured = facts.evaluation["language_model"]
     gain, forgetting = measured["gain_on"], measured["forgetting_on"]
     arms = [arm for arm in measured["arms"] if arm != facts.evaluation["baseline"]]
@@ -154,6 +156,7 @@ def _trade(facts: Facts) -> Plot | None:
             textcoords="offset points",
             fontsize=8,
             va="center",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.5},
         )
     axes.set_xlabel(f"forgetting: rise of the loss on {forgetting}, nats a target")

@@ -1,6 +1,6 @@
 # make quickstart   set everything up and run the whole chain on text that is on this machine
 # make test         set everything up and run the tests
-# make grids        the longer tests: every architecture at every ZeRO stage, through checkpoints
+# make grids        the longer tests: architectures at every ZeRO stage, runs broken off at many points
 # make faults       hit 500 real runs at random and compare; an hour; goes on where it was stopped
 # make check        format, lint, types, layers        make fix   repair format and lint
 VENV ?= .venv

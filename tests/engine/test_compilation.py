@@ -168,6 +168,7 @@ def forgetful(monkeypatch, tmp_path):
         torch._dynamo.reset()
 
 
+@pytest.mark.grid
 @pytest.mark.usefixtures("forgetful")
 def test_a_resumed_run_computes_the_same_bits(tmp_path):
     """6 steps, and the last 3 again, compiled anew from a batch of another size."""

@@ -34,6 +34,7 @@ def kills(*points: str) -> list[Fault]:
 
 
 @pytest.mark.processes
+@pytest.mark.grid
 def test_a_kill_in_every_phase_of_a_step_changes_nothing(campaign, warm):
     points = ("start:rank=1", "data:step=2", "reduce:rank=1,step=2", "forward:rank=1,step=3,nth=2")
     more = ("backward:step=4,nth=2", "optimizer:rank=1,step=6", "validation:rank=1,nth=1")
@@ -43,6 +44,7 @@ def test_a_kill_in_every_phase_of_a_step_changes_nothing(campaign, warm):
 
 
 @pytest.mark.processes
+@pytest.mark.grid
 def test_a_kill_at_every_point_of_a_save_changes_nothing(campaign, warm):
     first = ("begin", "shard:rank=1", "half:rank=1", "gather", "manifest", "rename", "renamed")
     points = [f"checkpoint.{name}" for name in (*first, "prune")]
@@ -52,6 +54,7 @@ def test_a_kill_at_every_point_of_a_save_changes_nothing(campaign, warm):
 
 
 @pytest.mark.processes
+@pytest.mark.grid
 def test_other_numbers_of_ranks_and_other_stages_read_the_same_rows(campaign, warm):
     where = "kill@optimizer:step=2"
     faults = [Fault("1", where, world=1), Fault("2", "kill@forward:step=4", world=2, stage=3)]
@@ -63,6 +66,7 @@ def test_other_numbers_of_ranks_and_other_stages_read_the_same_rows(campaign, wa
 
 
 @pytest.mark.processes
+@pytest.mark.grid
 def test_fifty_steps_after_the_change_are_those_of_the_unbroken_run(campaign, warm):
     setup = replace(UNEVEN, world=2, steps=56, every=5, extra="average")
     told = play(campaign, warm, 6, setup, Fault("4", "kill@forward:step=6", world=1, stage=1))
@@ -72,6 +76,7 @@ def test_fifty_steps_after_the_change_are_those_of_the_unbroken_run(campaign, wa
 
 
 @pytest.mark.processes
+@pytest.mark.grid
 def test_no_step_is_trained_from_a_damaged_checkpoint(campaign, warm):
     hit = Fault("damaged", "kill@forward:rank=1,step=7", damage="flip", draw=3)
     told = play(campaign, warm, 5, BERT, hit)

@@ -111,7 +111,7 @@ def save_step(
 ) -> Path:
     """A one-rank checkpoint whose values are seeded by its step."""
     fake: Any = FakeBackend(seed=step, **backend)
-    state = {"cursor": step * 8, "due": due}
+    state = {"cursor": step * 8} | ({} if due else {"due": False})
     return save(root, Progress(step), fake, state, fingerprint, AloneHere())
 
 

@@ -76,7 +76,7 @@ def test_what_was_saved_comes_back(root: Path) -> None:
     found = newest(root, "recipe")
     assert found is not None
     assert (found.step, found.fingerprint, found.world) == (8, "recipe", 1)
-    assert found.state == {"cursor": 64, "due": True}
+    assert found.state == {"cursor": 64}
     assert found.backend_state == {"loss_scale": 256.0}
     store = found.store()
     assert store.names == list(SHAPES)
@@ -501,7 +501,7 @@ def test_sizes_alone_leave_out_the_weights_and_nothing_else(root: Path) -> None:
     flip_a_middle_bit(root / "step-8" / FILES[0])
     seen = newest(root, "recipe", verify="sizes")
     assert seen is not None
-    assert seen.state == {"cursor": 64, "due": True}
+    assert seen.state == {"cursor": 64}
     assert found_step(root) == 4
     flip_a_middle_bit(root / "step-8" / "state.json")
     seen = newest(root, "recipe", verify="sizes")

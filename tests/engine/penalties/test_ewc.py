@@ -80,13 +80,13 @@ def test_labels_are_drawn_as_often_as_the_model_thinks(tmp_path):
 
     wrapped.told = watched
     rng = np.random.default_rng(1)
-    for _ in range(200):
+    for _ in range(500):
         tensors = dict(batch.tensors) | {"draws": torch.from_numpy(rng.random(batch.count))}
         learner(tensors)
     chances = seen[0][0][0].softmax(0).numpy()
-    found = np.bincount([int(labels[0]) for _, labels in seen], minlength=tiny.VOCABULARY) / 200
+    found = np.bincount([int(labels[0]) for _, labels in seen], minlength=tiny.VOCABULARY) / 500
     # Three standard errors of the most frequent share, at most.
-    assert np.abs(found - chances).max() < 3 * np.sqrt(chances.max() / 200)
+    assert np.abs(found - chances).max() < 3 * np.sqrt(chances.max() / 500)
     assert not torch.equal(seen[0][1], seen[1][1])
 
 

@@ -13,6 +13,7 @@ from engine.profiling import ProfileConfig
 from launcher import cli, recipe
 from launcher.environment import PROJECT
 from launcher.recipe import RECIPES, SCHEMA, load_recipe, schema_text
+from launcher.verbs import running
 
 VERBS = [
     *("quickstart", "check", "plan", "run", "order", "inspect", "adopt", "export-shards", "export"),
@@ -230,6 +231,6 @@ def test_quickstart_takes_no_more_processes_than_its_batch_allows(
         asked.append(processes)
         raise errors.RecipeError("far enough")
 
-    monkeypatch.setattr(cli, "_conductor", conductor)
+    monkeypatch.setattr(running, "make_conductor", conductor)
     assert onward(monkeypatch, "quickstart", *words) == 2
     assert asked == [expected]

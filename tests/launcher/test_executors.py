@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from configs.errors import CheckpointError, LaunchError, RecipeError
-from launcher import cli
 from launcher.chain import Request
 from launcher.conduct import Conductor
 from launcher.executors import Spread, parse_settings, run_spread
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
 from launcher.start import Placement
+from launcher.verbs import exchange
 
 SLURM = {"time": "1:00", "partition": "cpu"}
 
@@ -122,7 +122,7 @@ def test_what_was_submitted_is_not_discarded_for_another_recipe(
 def test_a_stage_is_done_afterwards(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr("sys.argv", ["onward"])
-    cli.datatrove(recipe, "prepare", None, "local", 1, None, ["workers=1"])
+    exchange.datatrove(recipe, "prepare", None, "local", 1, None, ["workers=1"])
     status = RunFolder(recipe.parent / "run").status("prepare")
     assert status is not None
     assert status.state == "done"

@@ -12,11 +12,11 @@ from configs.errors import CheckpointError, DataError, RecipeError, ResourceErro
 from engine.checkpoint import read_card
 from engine.importing import Request
 from launcher import chain, provenance
-from launcher.cli import app
 from launcher.importing import import_into
 from launcher.inspection import describe
 from launcher.recipe import Recipe, load_recipe
 from launcher.run_folder import RunFolder
+from launcher.verbs.app import app
 from tests.engine.checkpoint.import_deepspeed import handmade, place
 
 

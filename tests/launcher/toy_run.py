@@ -7,6 +7,7 @@ from launcher import cli
 from launcher.chain import Request
 from launcher.conduct import Conductor
 from launcher.start import Placement
+from launcher.verbs.answers import tell
 from tests.launcher.toy import load_toy
 
 
@@ -15,7 +16,7 @@ def run() -> None:
         load_toy(Path(sys.argv[1])),
         Request(),
         Placement(processes=2, module="tests.launcher.toy"),
-        cli._tell,
+        tell,
         lambda names, world: None,
     ).run()
 

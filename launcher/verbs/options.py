@@ -1,0 +1,40 @@
+"""Arguments and options that several verbs take."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="STAGE|KEY=VALUE",
+        help="Stages to run (none: all), and settings such as stages.base.steps=200.",
+    ),
+]
+RunFolderPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON on stdout.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes on this machine. Default: one a GPU; 2 without GPUs."),
+]
+Hostfile = Annotated[
+    Path | None, typer.Option(help="Run on these machines: lines of 'NAME slots=N'.")
+]
+MasterPort = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="Port of rank 0. Default: a free one.")
+]
+Grace = Annotated[
+    float,
+    typer.Option(
+        min=1.0,
+        envvar="ONWARD_GRACE",
+        metavar="SECONDS",
+        help="How long ranks may take to save their state when a signal stops the run.",
+    ),
+]
+Redo = Annotated[
+    list[str] | None,
+    typer.Option(metavar="STAGE", help="Discard this stage's results and make them anew."),
+]

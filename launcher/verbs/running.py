@@ -1,0 +1,158 @@
+"""Verbs that run stages: quickstart, check, run."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from configs.errors import RecipeError
+from launcher.verbs.answers import answer, stdout_kept_clean, tell
+from launcher.verbs.app import app
+from launcher.verbs.options import (
+    Grace,
+    Hostfile,
+    Json,
+    MasterPort,
+    Processes,
+    RecipeFile,
+    Redo,
+    Words,
+)
+
+if TYPE_CHECKING:
+    from launcher.conduct import Conductor
+    from launcher.recipe import Recipe
+
+
+@app.command(
+    short_help="Run the whole chain on text that is here already.",
+    epilog="Example: onward quickstart --output runs/first",
+)
+def quickstart(
+    words: Words = None,
+    output: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine. Default: at most 2.")
+    ] = None,
+    redo: Redo = None,
+    grace: Grace = 60.0,
+) -> None:
+    """Run the whole chain on text that is on this machine already, to a report.
+
+    The same as `onward run` with the quickstart recipe. Minutes on two CPU cores, no download.
+    Run again to go on after an interruption; finished stages are skipped.
+    """
+    from launcher.environment import default_processes
+    from launcher.recipe import RECIPES
+
+    settings = [*(words or []), *([f"output={json.dumps(str(output))}"] if output else [])]
+    # Its batch is small: more than two processes may not divide it, and would gain nothing.
+    processes = processes or min(2, default_processes())
+    conductor = make_conductor(
+        RECIPES / "quickstart.yaml", settings, processes, redo=redo, grace=grace
+    )
+    with stdout_kept_clean():
+        conductor.run()
+    page = conductor.folder.stage("report") / "index.html"
+    tell(f"report: {page}" if page.exists() else f"done: {conductor.folder.root}")
+
+
+@app.command(
+    short_help="Check a recipe and its data, running nothing.",
+    epilog="Example: onward check my.yaml stages.base.steps=200",
+)
+def check(
+    recipe: RecipeFile,
+    words: Words = None,
+    processes: Processes = None,
+    hostfile: Hostfile = None,
+    as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
+) -> None:
+    """Check a recipe, its data and its run folder against one another, running nothing."""
+    conductor = make_conductor(recipe, words, processes, hostfile=hostfile)
+    with stdout_kept_clean():
+        names = conductor.check()
+    found = _warnings(conductor)
+    answer(standings(conductor, names) | ({"warnings": found} if found else {}), as_json)
+
+
+@app.command(
+    short_help="Run a recipe's stages; go on where it stopped.",
+    epilog="Example: onward run my.yaml dapt tapt --processes 2 stages.dapt.steps=500",
+)
+def run(  # noqa: PLR0913, PLR0917 -- the options of a command line
+    recipe: RecipeFile,
+    words: Words = None,
+    processes: Processes = None,
+    hostfile: Hostfile = None,
+    master_port: MasterPort = None,
+    redo: Redo = None,
+    grace: Grace = 60.0,
+    as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
+) -> None:
+    """Run a recipe's stages in order; finished ones are skipped, an interrupted one goes on.
+
+    A signal (SIGTERM, SIGUSR1, Ctrl-C) makes a training stage save its state and ends the run with
+    exit code 75; a second one, some seconds later, ends it at once. Run again to go on.
+    """
+    conductor = make_conductor(
+        recipe, words, processes, hostfile=hostfile, port=master_port, redo=redo, grace=grace
+    )
+    with stdout_kept_clean():
+        conductor.run()
+    if as_json:
+        answer(standings(conductor, list(conductor.recipe.stages)), as_json)
+    else:
+        tell(f"done: {conductor.folder.root}")
+
+
+def make_conductor(  # noqa: PLR0913 -- the options of a command line
+    path: Path,
+    words: list[str] | None,
+    processes: int | None,
+    *,
+    hostfile: Path | None = None,
+    port: int | None = None,
+    redo: list[str] | None = None,
+    grace: float = 60.0,
+) -> "Conductor":
+    """What runs the recipe's stages as the command line says; RecipeError."""
+    from launcher.chain import Request
+    from launcher.conduct import Conductor
+    from launcher.recipe import check_world, load_recipe
+    from launcher.start import Placement
+
+    if processes and hostfile:
+        msg = "--processes and --hostfile: give one; the hostfile's slots say how many processes"
+        raise RecipeError(msg)
+    settings = [word for word in words or [] if "=" in word]
+    stages = tuple(word for word in words or [] if "=" not in word)
+    recipe: Recipe = load_recipe(path, settings)
+    return Conductor(
+        recipe,
+        Request(stages, frozenset(redo or [])),
+        Placement(processes, hostfile, port, grace=grace),
+        tell,
+        lambda names, world: check_world(recipe, names, world),
+    )
+
+
+def _warnings(conductor: "Conductor") -> list[str]:
+    """What is no error, but may spoil the results."""
+    from launcher.leakage import leaks
+
+    found = leaks(conductor.recipe.stages)
+    return [f"{'.'.join(map(str, problem.keys))}: {problem.message}" for problem in found]
+
+
+def standings(conductor: "Conductor", names: list[str]) -> dict[str, Any]:
+    """Where each of the stages stands, for an answer."""
+    from launcher.chain import survey
+
+    found = survey(conductor.recipe, conductor.folder)
+    return {
+        "recipe": conductor.recipe.name,
+        "run": str(conductor.folder.root),
+        "stages": {name: found[name].state for name in names},
+    }

@@ -39,6 +39,7 @@ grids: $(READY)
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m grid $(RUN)
 
 faults: $(READY)
+	$(VENV)/bin/python -m benchmarks.faults.rows
 	$(VENV)/bin/python -m benchmarks.faults --runs 500 --seed 1 $(RUN)
 	$(VENV)/bin/python -m benchmarks.faults --seed 1 --report
 

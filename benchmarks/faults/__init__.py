@@ -5,3 +5,18 @@ number. ``draw`` says what is run and what hits it, ``scene`` makes texts and re
 what each process does, ``supervise`` starts them again until they finish, ``damage`` spoils
 checkpoints, ``judge`` compares with a run that nothing hit, ``report`` writes the table.
 """
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def operators() -> Iterator[None]:
+    """This process's environment is that of a worker on the CPU, whose operator is built."""
+    from launcher import jit
+    from launcher.environment import cores, worker_environment
+
+    os.environ.update(worker_environment({**os.environ, "DS_ACCELERATOR": "cpu"}, 1, 0, cores()))
+    jit.build_operators()
+    yield

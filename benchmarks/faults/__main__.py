@@ -6,17 +6,13 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults import report
+from benchmarks.faults import operators, report
 from benchmarks.faults.campaign import Campaign, drawn_facts
 from benchmarks.faults.draw import draw
 from configs.places import cache_folder
-from launcher import jit
-from launcher.environment import cores, worker_environment
 from tests.warm import WarmWorkers
 
 
@@ -30,7 +26,7 @@ def main() -> None:
     wanted = [given.only] if given.only is not None else list(range(given.runs))
     done = set() if given.only is not None else _done(report.read(results), given.seed)
     left = [number for number in wanted if number not in done]
-    with _operators():
+    with operators():
         failed = play(given.place, given.seed, left, results, given.lanes)
     for number in failed:
         print(f"FAILED: python -m benchmarks.faults --seed {given.seed} --only {number}")
@@ -59,13 +55,6 @@ def _done(results: list[dict[str, Any]], seed: int) -> set[int]:
         for told in results
         if told["passed"] and drawn_facts(draw(seed, told["run"])).items() <= told.items()
     }
-
-
-@contextmanager
-def _operators() -> Iterator[None]:
-    os.environ.update(worker_environment({**os.environ, "DS_ACCELERATOR": "cpu"}, 1, 0, cores()))
-    jit.build_operators()
-    yield
 
 
 def play(place: Path, seed: int, numbers: list[int], results: Path, lanes: int) -> list[int]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.faults import table
+
 Told = Mapping[str, Any]
-TABLE = Path(__file__).resolve().parents[1] / "results" / "faults.md"
 _SHOWN = ("finished", "digest_equal", "ids_exact", "losses_equal", "loss_difference", "silent")
 
 
@@ -45,14 +46,14 @@ def _reasons(told: Told) -> Iterator[str]:
         yield told["error"].strip().splitlines()[-1]
 
 
-def write(results: Path, table: Path = TABLE) -> None:
-    """Write the table; what is in it comes from the results alone, but for the machine."""
+def write(results: Path, page: Path = table.RESULTS) -> None:
+    """Write this part of the page; it comes from the results alone, but for the machine."""
     runs = read(results)
     if not runs:
         msg = f"{results}: no results"
         raise SystemExit(msg)
     parts = [_head(runs), *_totals(runs), "", *_kinds(runs), "", *_told(runs), "", *_failures(runs)]
-    table.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+    table.put_campaign("\n".join(parts).rstrip(), page)
 
 
 def _head(runs: Sequence[Told]) -> str:
@@ -60,15 +61,15 @@ def _head(runs: Sequence[Told]) -> str:
         f"{name} {importlib.metadata.version(name)}"
         for name in ("torch", "deepspeed", "transformers")
     )
-    return f"""# Real runs, hit at random
+    return f"""## Real runs, hit at random
 
-`make faults`, seed {runs[0]["seed"]}. Each run is a pretraining stage of the product on two sources
-(tiny BERT or GPT-2, dropout on, validation, penalties or adapters in some), 2 to 4 ranks, ZeRO 0 to
-3, fp32 or bf16, 8 to 12 steps, a checkpoint every 2 or 3. It is hit by one to three faults drawn
-from the seed, and started again until it finishes. Its last checkpoint (every weight and optimizer
-state, cursor, hooks), its exported model, the loss of every step and the rows of every step are
-then held against those of the same stage that nothing hit. Ranks are forked from warm processes in
-the place of deepspeed's launcher, of which the supervisor copies how it ends the others.
+The second part of `make faults`, seed {runs[0]["seed"]}. Each run is a pretraining stage of the
+product on two sources (tiny BERT or GPT-2, dropout on, validation, penalties or adapters in some),
+2 to 4 ranks, ZeRO 0 to 3, fp32 or bf16, 8 to 12 steps, a checkpoint every 2 or 3. It is hit by one
+to three faults drawn from the seed, and started again until it finishes. Its last checkpoint (every
+weight and optimizer state, cursor, hooks), its exported model, the loss of every step and the rows
+of every step are then held against those of the same stage that nothing hit. Ranks are forked from
+warm processes in the place of deepspeed's launcher, of which the supervisor copies how it ends the others.
 
 {os.cpu_count()} cores, {platform.machine()}, gloo, Python {platform.python_version()}, {versions}.
 """
@@ -184,7 +185,7 @@ def _failures(runs: Sequence[Told]) -> Iterator[str]:
     failed = [told for told in runs if not told["passed"]]
     if not failed:
         return
-    yield "## Not as the control\n"
+    yield "### Not as the control\n"
     for told in failed:
         command = f"python -m benchmarks.faults --seed {told['seed']} --only {told['run']}"
         yield f"- `{command}`: {line(told)}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Addition:
         return str(self.settings["name"])
 
 
-class Adding:
+class Adding(ABC):
     """Base of adaptations that add modules: they alone train, all else is frozen.
 
     A model that carries the very same addition, from an earlier stage, trains on with it.
@@ -49,12 +50,12 @@ class Adding:
         self._settings: dict[str, Any] = config.model_dump(mode="json")
         self._seed = seed
 
+    @abstractmethod
     def insert(self, backbone: "nn.Module") -> tuple[str, ...]:
         """Put the modules and their hooks in place; the names of the modules in the base model.
 
         It draws first weights from torch's generator, which is seeded around it.
         """
-        raise NotImplementedError
 
     def apply(self, backbone: "nn.Module") -> "nn.Module":
         """The same backbone with the modules added; only these are trainable.

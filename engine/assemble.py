@@ -10,7 +10,7 @@ from configs.stage import StageContext
 from data_pipeline.example import Example
 from data_pipeline.streaming import TokenStream, describe_steps, slice_of_step
 from data_pipeline.tokenization import tokenizer_sha256
-from engine.earlier import load_teacher, open_importances
+from engine.earlier import load_teacher, open_importances, require_importances
 from engine.pretraining import (
     PretrainStage,
     require_compilable,
@@ -20,10 +20,12 @@ from engine.pretraining import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from engine.checkpoint.store import FragmentStore
     from engine.hooks import ChoiceHook, ForgettingHook, GuardHook, TensorBoardHook
     from engine.hooks.checkpointing import Wishes
     from engine.learner import Learner
     from engine.oversight import Oversight
+    from engine.penalties import PenaltyConfig
     from engine.protocols import Adaptation, Backend, Batch, Hook, Objective, Progress
 
 
@@ -133,16 +135,23 @@ def assemble(stage: PretrainStage, context: StageContext) -> Parts:
     batches = stage.backend.plan(distributed.world())
     steps = stage.budget(stream.rows[0], batches.global_batch)
     on_weights = [penalty for penalty in stage.penalties if penalty.ON == "weights"]
-    pulls = [
-        penalty.build([open_importances(place, context.locate) for place in penalty.importances])
-        for penalty in on_weights
-    ]
+    pulls = [penalty.build(_importances(penalty, learner, context)) for penalty in on_weights]
     average = stage.averaging.build(steps) if stage.averaging else None
     backend = stage.backend.build(learner, stage.optimizer, pulls, seed, average)
     stream.require_rows(steps * batches.global_batch)
     return Parts(
         stage, context, stream, objective, backend, batches, steps, seed, frozen, tokenizer
     )
+
+
+def _importances(
+    penalty: "PenaltyConfig", learner: "Learner", context: StageContext
+) -> list["FragmentStore"]:
+    """Of earlier stages; all ranks see before the first step whether they fit."""
+    stores = [open_importances(place, context.locate) for place in penalty.importances]
+    for store in stores:
+        require_importances(store, learner)
+    return stores
 
 
 def _economise(stage: PretrainStage, learner: "Learner") -> None:

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import DataError, RecipeError
+from configs.errors import CheckpointError, DataError, RecipeError
 from data_pipeline.tokenization import tokenizer_sha256
 from engine.models import PretrainedModel
 from engine.penalties import PenaltyConfig
-from engine.penalties.ewc import FISHER
+from engine.penalties.ewc import FISHER, HEADS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,6 +47,26 @@ def open_importances(location: str, locate: Locate) -> "FragmentStore":
     from engine.checkpoint import open_checkpoint
 
     return open_checkpoint(newest_importances(locate(location), location)).store()
+
+
+def require_importances(store: "FragmentStore", learner: "nn.Module") -> None:
+    """CheckpointError unless every trained weight has one; a head that is new may have none."""
+    trained = {n: tuple(p.shape) for n, p in learner.named_parameters() if p.requires_grad}
+    for name, shape in trained.items():
+        if not store.has(name, FISHER):
+            if name.startswith(HEADS):
+                continue
+            msg = (
+                f"penalty ewc: {store.folder} has no importance of '{name}'; its stage must have "
+                "trained the same parameters of the same model (an adaptation adds others)"
+            )
+            raise CheckpointError(msg)
+        if tuple(store.shape(name)) != shape:
+            msg = (
+                f"penalty ewc: {store.folder}: '{name}' has shape {tuple(store.shape(name))}, in "
+                f"this model {shape}; the importances are of another model"
+            )
+            raise CheckpointError(msg)
 
 
 def newest_importances(stage: Path, location: str) -> Path:

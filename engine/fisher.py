@@ -25,6 +25,7 @@ from engine.earlier import newest_importances, open_importances
 from engine.models import ModelConfig
 from engine.objectives import ObjectiveConfig, require_fitting
 from engine.optimization import AdamW, Constant
+from engine.optimization.settings import OptimizerSettings
 from engine.penalties.ewc import FISHER
 from engine.pretraining import PretrainStage
 
@@ -32,13 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from engine.assemble import Parts
     from engine.checkpoint.store import FragmentStore
     from engine.objectives.sampled import SampledObjective
-    from engine.optimization.sharded import ShardedOptimizer
-    from engine.protocols import Backend, Part, WeightAverage, WeightPenalty
+    from engine.protocols import Backend, Part, UpdateRule
 
 
 class OnlineFisher(Config):
@@ -187,24 +187,15 @@ class SampledLabels:
         return SampledObjective(objective)
 
 
-class SquaredGradients:
-    """An optimizer's config whose update leaves weights alone and sums squares."""
+class SquaredGradients(OptimizerSettings):
+    """An optimizer's settings whose update leaves weights alone and sums squares."""
 
-    lr = 1.0
+    lr: float = 1.0
+    weight_decay: float = 0.0
 
-    def build(
-        self,
-        learner: "nn.Module",
-        penalties: "Sequence[WeightPenalty]" = (),
-        average: "WeightAverage | None" = None,
-    ) -> "ShardedOptimizer":
-        """Over the learner's trainable parameters, without decay."""
-        from engine.optimization.parameter_groups import parameter_groups
-        from engine.optimization.sharded import ShardedOptimizer
-
-        groups = parameter_groups(learner, 0.0)
-        rules = {FISHER: SquaredRule()}
-        return ShardedOptimizer(groups, self.lr, rules, penalties, average=average)
+    def rules(self) -> "dict[str, UpdateRule]":
+        """The only one."""
+        return {FISHER: SquaredRule()}
 
 
 class SquaredRule:

@@ -69,7 +69,8 @@ product on two sources (tiny BERT or GPT-2, dropout on, validation, penalties or
 to three faults drawn from the seed, and started again until it finishes. Its last checkpoint (every
 weight and optimizer state, cursor, hooks), its exported model, the loss of every step and the rows
 of every step are then held against those of the same stage that nothing hit. Ranks are forked from
-warm processes in the place of deepspeed's launcher, of which the supervisor copies how it ends the others.
+warm processes in the place of deepspeed's launcher, of which the supervisor copies how it ends the
+others.
 
 {os.cpu_count()} cores, {platform.machine()}, gloo, Python {platform.python_version()}, {versions}.
 """

@@ -1,5 +1,6 @@
 """What all optimizers are told: the rate, the decay, and how both differ between parameters."""
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class OptimizerSettings(Config):
+class OptimizerSettings(Config, ABC):
     """Biases and norms are not decayed."""
 
     lr: float = Field(gt=0, description="peak learning rate")
@@ -49,9 +50,9 @@ class OptimizerSettings(Config):
         """Whether groups depend on which layer a parameter is in."""
         return self.layer_decay is not None
 
+    @abstractmethod
     def rules(self) -> "dict[str, UpdateRule]":
         """How weights are updated, by name; torch is not needed to make them."""
-        raise NotImplementedError
 
     def rule_of(self, member: Member, top: int) -> str:
         """Which rule updates a parameter: the only one. ``top``: the greatest depth."""

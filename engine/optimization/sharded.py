@@ -111,8 +111,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
                 for penalty in self._penalties:
                     penalty.add_gradient(parameter, self.state[parameter])
             self._update(group)
-            for parameter in group["params"] if self._average else ():
-                self._average.update(parameter, self.state[parameter])  # type: ignore[union-attr]  # asked above
+            if self._average:
+                for parameter in group["params"]:
+                    self._average.update(parameter, self.state[parameter])
         return None
 
     def _start(self, parameter: Tensor, rule: str) -> None:

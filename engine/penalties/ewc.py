@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from configs.errors import CheckpointError
 from configs.schema import Config
 
 if TYPE_CHECKING:
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
 
 FISHER = "fisher"
 """The key of the importances in what the stage ``fisher`` saves, and its folder there."""
-_HEADS = "heads."
+HEADS = "heads."
+"""Parameters that begin so are not the backbone's."""
 
 
 class ElasticWeights(Config):
@@ -78,11 +78,7 @@ class ElasticPull:
         state: dict[str, Any],
         pieces: "Callable[[], Sequence[Piece]]",
     ) -> None:
-        """Read importances and anchors of what the partition holds.
-
-        Raises:
-            CheckpointError: a weight of the backbone is not among them, or has another shape.
-        """
+        """Read importances and anchors of what the partition holds."""
         importance = state["ewc.importance"].view(-1)
         anchor = state["ewc.anchor"].view(-1)
         anchor.copy_(parameter.detach().reshape(-1))
@@ -92,10 +88,9 @@ class ElasticPull:
             total = importance[here].double()
             weighted = total.clone()
             for store in self._stores:
-                if piece.name.startswith(_HEADS) and not store.has(piece.name, FISHER):
+                if piece.name.startswith(HEADS) and not store.has(piece.name, FISHER):
                     # A head that the old tasks did not know is free.
                     continue
-                _require_shape(store, piece)
                 own = store.read(piece.name, FISHER, piece.start, piece.length)
                 at = store.read(piece.name, "fp32", piece.start, piece.length)
                 total += own.to(total)
@@ -109,18 +104,3 @@ class ElasticPull:
         gap = parameter.detach() - state["ewc.anchor"]
         if parameter.grad is not None:
             parameter.grad.addcmul_(gap, state["ewc.importance"], value=self._strength)
-
-
-def _require_shape(store: "FragmentStore", piece: "Piece") -> None:
-    if not store.has(piece.name, FISHER):
-        msg = (
-            f"penalty ewc: {store.folder} has no importance of '{piece.name}'; its stage must have "
-            "trained the same parameters of the same model (an adaptation adds others)"
-        )
-        raise CheckpointError(msg)
-    if store.shape(piece.name) != piece.shape:
-        msg = (
-            f"penalty ewc: {store.folder}: '{piece.name}' has shape {store.shape(piece.name)}, in "
-            f"this model {piece.shape}; the importances are of another model"
-        )
-        raise CheckpointError(msg)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.downstream import table_worker, tiny
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.grid]
 ROOT = Path(__file__).parents[2]
 
 

@@ -96,6 +96,7 @@ def answers(
 
 
 @pytest.mark.processes
+@pytest.mark.grid
 def test_importances_are_the_same_at_every_stage(answers, tmp_path):
     config = {"train_batch_size": 8, "gradient_clipping": 0.0}
     plain = Plain(config=config).build(worker.sampled(tmp_path, "bert_tiny"), SquaredGradients())
@@ -108,6 +109,7 @@ def test_importances_are_the_same_at_every_stage(answers, tmp_path):
 
 
 @pytest.mark.processes
+@pytest.mark.grid
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_stage_gives_the_plain_backends_numbers(answers, cell):
     technique = TECHNIQUES[cell.rpartition(" ")[0]]
@@ -131,6 +133,7 @@ def test_every_stage_gives_the_plain_backends_numbers(answers, cell):
 
 
 @pytest.mark.processes
+@pytest.mark.grid
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_stage_resumes_to_the_bit_and_takes_over_anothers_state(answers, cell):
     answer = answers[cell]

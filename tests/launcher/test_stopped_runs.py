@@ -51,6 +51,7 @@ def start(recipe: Path, operators: dict[str, str], **changes: str) -> subprocess
     )
 
 
+@pytest.mark.grid
 def test_the_same_command_goes_on_after_any_end(tmp_path: Path, operators: dict[str, str]) -> None:
     output = tmp_path / "run"
     recipe = write_recipe(make_data(tmp_path), output, steps=3000, checkpoint={"every": 2000})

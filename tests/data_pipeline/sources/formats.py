@@ -96,14 +96,16 @@ def folder_of(name, write):
 FORMATS = {
     "jsonl": Format({"name": "jsonl"}, "r.jsonl", as_jsonl),
     "jsonl.gz": Format(
-        {"name": "jsonl"}, "r.jsonl.gz", lambda r: gzip.compress(as_jsonl(r)), cut=False
+        {"name": "jsonl"}, "r.jsonl.gz", lambda r: gzip.compress(as_jsonl(r), mtime=0), cut=False
     ),
     "jsonl.zst": Format(
         {"name": "jsonl"}, "r.jsonl.zst", lambda r: zstandard.compress(as_jsonl(r)), cut=False
     ),
     "csv": Format({"name": "csv"}, "r.csv", as_csv),
     "tsv": Format({"name": "csv"}, "r.tsv", lambda r: as_csv(r, "\t", end="\n")),
-    "csv.gz": Format({"name": "csv"}, "r.csv.gz", lambda r: gzip.compress(as_csv(r)), cut=False),
+    "csv.gz": Format(
+        {"name": "csv"}, "r.csv.gz", lambda r: gzip.compress(as_csv(r), mtime=0), cut=False
+    ),
     "csv-gb18030": Format(
         {"name": "csv", "encoding": "gb18030", "delimiter": ";"},
         "r.csv",

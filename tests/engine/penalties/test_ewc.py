@@ -1,5 +1,6 @@
 """EWC: importances against per-target gradients, the stage at every split, and the pull itself."""
 
+import contextlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import torch
 
 from configs.errors import CheckpointError, DataError
 from engine.backends import Plain
-from engine.earlier import check_earlier
+from engine.earlier import check_earlier, require_importances
 from engine.fisher import SquaredGradients
 from engine.penalties import ElasticWeights
 from engine.penalties.ewc import ElasticPull
@@ -136,15 +137,29 @@ def test_in_bf16_one_task_is_anchored_where_it_ended():
     assert torch.equal(state["ewc.anchor"][1:201], anchors)
 
 
-def test_new_heads_are_free_and_other_models_refused():
+def test_new_heads_are_free():
     learner = SimpleNamespace(named_parameters=lambda: [("backbone.w", torch.zeros(8))])
     head = torch.ones(8)
     pulled([Known(learner, 0)], head, "heads.pair.weight")
     assert (head.grad == 0).all()
-    with pytest.raises(CheckpointError, match=r"no importance of 'backbone\.lora"):
-        pulled([Known(learner, 0)], torch.ones(8), "backbone.lora_A")
-    with pytest.raises(CheckpointError, match=r"has shape \(8,\), in this model \(6,\)"):
-        pulled([Known(learner, 0)], torch.ones(6), "backbone.w")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("backbone.lora_A", 8, r"no importance of 'backbone\.lora_A'"),
+        ("backbone.w", 6, r"has shape \(8,\), in this model \(6,\)"),
+        ("heads.pair.weight", 3, None),
+        ("backbone.w", 8, None),
+    ],
+)
+def test_importances_of_another_model_are_refused_before_the_first_step(name, size, said):
+    learner = SimpleNamespace(named_parameters=lambda: [("backbone.w", torch.zeros(8))])
+    weight = torch.zeros(size, requires_grad=True)
+    new = SimpleNamespace(named_parameters=lambda: [(name, weight)])
+    refused = pytest.raises(CheckpointError, match=said) if said else contextlib.nullcontext()
+    with refused:
+        require_importances(Known(learner, 0), new)
 
 
 def test_a_folder_without_importances_is_refused(tmp_path):

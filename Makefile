@@ -1,6 +1,7 @@
 # make quickstart   set everything up and run the whole chain on text that is on this machine
 # make test         set everything up and run the tests
 # make grids        the longer tests: architectures at every ZeRO stage, runs broken off at many points
+# make test-cluster   train on several hosts made of namespaces; needs root, and installs Debian's packages for it
 # make faults       hit 500 real runs at random and compare; an hour; goes on where it was stopped
 # make check        format, lint, types, layers        make fix   repair format and lint
 VENV ?= .venv
@@ -17,7 +18,7 @@ export HF_HUB_OFFLINE ?= 1
 
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart test grids faults check fix clean
+.PHONY: setup quickstart test grids test-cluster faults check fix clean
 
 setup: $(READY)
 
@@ -33,10 +34,14 @@ quickstart: $(READY)
 	$(VENV)/bin/onward quickstart $(RUN)
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not grid" $(RUN)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not grid and not cluster" $(RUN)
 
 grids: $(READY)
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m grid $(RUN)
+
+test-cluster: $(READY)
+	tests/cluster/install.sh
+	$(VENV)/bin/python -m pytest -m cluster tests/cluster $(RUN)
 
 faults: $(READY)
 	$(VENV)/bin/python -m benchmarks.faults.rows

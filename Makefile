@@ -2,7 +2,7 @@
 # make test         set everything up and run the tests
 # make grids        the longer tests: architectures at every ZeRO stage, runs broken off at many points
 # make test-cluster   train on several hosts made of namespaces; needs root, and installs Debian's packages for it
-# make faults       hit 500 real runs at random and compare; an hour; goes on where it was stopped
+# make faults       every fault of the table, then RUNS=500 real runs hit at random; over an hour; goes on where stopped
 # make check        format, lint, types, layers        make fix   repair format and lint
 VENV ?= .venv
 PYTHON ?= python3
@@ -10,6 +10,8 @@ ONWARD_CACHE ?= $(CURDIR)/.cache
 # Tests run in this many processes; a file is not split.
 JOBS ?= 2
 RUN ?=
+# Runs of the random campaign of faults.
+RUNS ?= 500
 
 export ONWARD_CACHE
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -45,7 +47,7 @@ test-cluster: $(READY)
 
 faults: $(READY)
 	$(VENV)/bin/python -m benchmarks.faults.rows
-	$(VENV)/bin/python -m benchmarks.faults --runs 500 --seed 1 $(RUN)
+	$(VENV)/bin/python -m benchmarks.faults --runs $(RUNS) --seed 1 $(RUN)
 	$(VENV)/bin/python -m benchmarks.faults --seed 1 --report
 
 check: $(READY)

@@ -9,6 +9,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from configs.errors import LaunchError, OnwardError
+from engine.listening import keep_to_loopback, meeting_socket
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +68,11 @@ def start(communication: str | None = None, limit: timedelta = LIMIT) -> None:
             f"{', '.join(given)} are; start through 'onward run' or the deepspeed launcher"
         )
         raise LaunchError(msg)
+    keep_to_loopback()
     try:
-        dist.init_process_group(chosen, timeout=limit)
+        number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = _meeting_place(number, size, limit)
+        dist.init_process_group(chosen, store=store, rank=number, world_size=size, timeout=limit)
         if dist.get_world_size() > 1:
             # The limit is no heirloom: a group made without one waits for ever.
             _control[:] = [dist.new_group(backend="gloo", timeout=limit)]
@@ -76,6 +80,22 @@ def start(communication: str | None = None, limit: timedelta = LIMIT) -> None:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         msg = f"rank {os.environ['RANK']} could not join the others at {where}: {error}"
         raise LaunchError(msg) from error
+
+
+def _meeting_place(number: int, size: int, limit: timedelta) -> Any:
+    """The store by which the ranks find each other; rank 0 holds it, or torchrun if it started."""
+    from torch.distributed import TCPStore
+
+    listening = {}
+    if number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        listening = {"is_master": True, "master_listen_fd": meeting_socket().detach()}
+    return TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        size,
+        timeout=limit,
+        **listening,
+    )
 
 
 def stop() -> None:

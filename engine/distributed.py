@@ -84,18 +84,13 @@ def start(communication: str | None = None, limit: timedelta = LIMIT) -> None:
 
 def _meeting_place(number: int, size: int, limit: timedelta) -> Any:
     """The store by which the ranks find each other; rank 0 holds it, or torchrun if it started."""
-    from torch.distributed import TCPStore
+    from torch._C._distributed_c10d import TCPStore
 
-    listening = {}
-    if number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        listening = {"is_master": True, "master_listen_fd": meeting_socket().detach()}
-    return TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        size,
-        timeout=limit,
-        **listening,
-    )
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if number or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return TCPStore(address, port, size, timeout=limit)
+    listening = meeting_socket().detach()
+    return TCPStore(address, port, size, is_master=True, timeout=limit, master_listen_fd=listening)
 
 
 def stop() -> None:

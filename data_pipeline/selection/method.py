@@ -1,8 +1,8 @@
 """What every way of judging documents offers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,14 @@ from configs.schema import Config
 
 
 class Scorer(Protocol):
-    """A fitted method; picklable."""
+    """A fitted method."""
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """How like the target each text is, the more the higher; -inf without anything to judge."""
+        ...
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that was learnt, for ``Method.restored`` in another process; no objects."""
         ...
 
 
@@ -33,3 +37,7 @@ class Method(Config, ABC):
         Raises:
             DataError: there is too little to learn from.
         """
+
+    @abstractmethod
+    def restored(self, arrays: Mapping[str, NDArray[Any]]) -> Scorer:
+        """The scorer of this method that told these ``arrays``."""

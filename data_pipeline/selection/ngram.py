@@ -1,8 +1,8 @@
 """Importance weights of hashed n-grams, as in DSIR (Xie et al., 2023)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,9 @@ class NgramWeights(Method):
             rates.append(np.log((counts + 1) / (counts.sum() + self.buckets)))
         return NgramScorer(self, rates[0] - rates[1], keyed(seed, "gumbel"))
 
+    def restored(self, arrays: Mapping[str, NDArray[Any]]) -> Scorer:
+        return NgramScorer(self, arrays["ratios"], int(arrays["key"]))
+
     def features(self, texts: Sequence[str]) -> Hashed:
         """All n-grams of texts."""
         return ngrams(hashed(map(words_and_signs, texts)), self.n)
@@ -68,6 +71,9 @@ class NgramScorer:
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         blocks = (texts[first : first + AT_ONCE] for first in range(0, len(texts), AT_ONCE))
         return np.concatenate([np.zeros(0), *map(self._block, blocks)])
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {"ratios": self.ratios, "key": np.array(self.key, np.uint64)}
 
     def _block(self, texts: Sequence[str]) -> NDArray[np.float64]:
         features = self.method.features(texts)

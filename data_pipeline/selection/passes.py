@@ -1,7 +1,6 @@
 """What is done with each part of the sources: drawn from, judged, written; in any process."""
 
 import json
-import pickle
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from data_pipeline.analysis.hashing import mixed
 from data_pipeline.disk import disk_errors
 from data_pipeline.example import Document
 from data_pipeline.randomness import keyed
-from data_pipeline.selection.method import Scorer
+from data_pipeline.selection.method import Method, Scorer
 from data_pipeline.sources import Part, Rejected
 
 AT_ONCE = 256
@@ -102,11 +101,13 @@ class JudgeTask:
 
     Attributes:
         part: the part.
-        scorer: a file with the fitted method, pickled.
+        method: the method.
+        scorer: a file with what it has learnt, as arrays: a pickle would run what it is told to.
         characters: a document is judged by so many of its first ones.
     """
 
     part: Part
+    method: Method
     scorer: Path
     characters: int
 
@@ -121,7 +122,7 @@ class JudgedPart:
 
 def judge_part(task: JudgeTask) -> JudgedPart:
     """Score every document of a part."""
-    scorer = _load(task.scorer)
+    scorer = _load(task.method, task.scorer)
     scores: list[NDArray[np.float64]] = [np.zeros(0)]
     lengths: list[int] = []
     texts: list[str] = []
@@ -188,13 +189,15 @@ def take_part(task: TakeTask) -> dict[int, dict[str, str]]:
 
 def save(scorer: Scorer, path: Path) -> None:
     """For ``judge_part`` in other processes."""
-    path.write_bytes(pickle.dumps(scorer, pickle.HIGHEST_PROTOCOL))
+    _load.cache_clear()
+    with disk_errors(path), path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **scorer.arrays())
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path) -> Scorer:
-    scorer: Scorer = pickle.loads(path.read_bytes())
-    return scorer
+def _load(method: Method, path: Path) -> Scorer:
+    with np.load(path, allow_pickle=False) as arrays:
+        return method.restored(dict(arrays))
 
 
 def _documents(part: Part) -> Iterator[Document]:

@@ -1,8 +1,8 @@
 """Cross-entropy difference of two language models (Moore and Lewis, 2010)."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from data_pipeline.selection.words import Hashed, hashed, sums_by_text, words_an
 AT_ONCE = 256
 UNKNOWN, BEGIN = 0, 1
 FIRST_WORD = 2
+_MODELS = ("target", "background.0", "background.1")
 
 
 class PerplexityDifference(Method):
@@ -53,6 +54,10 @@ class PerplexityDifference(Method):
             WittenBell.of(_padded(found, vocabulary, self.n), self.n),
             self._of_halves(background, vocabulary, len(found.words)),
         )
+
+    def restored(self, arrays: Mapping[str, NDArray[Any]]) -> Scorer:
+        target, first, second = (WittenBell.restored(arrays, name, self.n) for name in _MODELS)
+        return DifferenceScorer(arrays["vocabulary"], self.n, target, (first, second))
 
     def _of_halves(
         self, background: Sequence[str], vocabulary: NDArray[np.uint64], words: int
@@ -95,6 +100,12 @@ class DifferenceScorer:
                 at = own[first : first + AT_ONCE]
                 scores[at] = self._block([texts[number] for number in at], unseen)
         return scores
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        found: dict[str, NDArray[Any]] = {"vocabulary": self.vocabulary}
+        for name, model in zip(_MODELS, (self.target, *self.background), strict=True):
+            found |= model.arrays(name)
+        return found
 
     def _block(self, texts: Sequence[str], background: "WittenBell") -> NDArray[np.float64]:
         found = _all_words(texts)
@@ -151,6 +162,25 @@ class WittenBell:
     def of(cls, padded: _Padded, n: int) -> "WittenBell":
         """Count the n-grams that end at a word."""
         return cls(tuple(_order(*keys) for keys in _keys(padded, n)))
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, NDArray[Any]], name: str, n: int) -> "WittenBell":
+        """What ``arrays`` of that name told."""
+        parts = [field.name for field in fields(_Order)]
+        return cls(
+            tuple(
+                _Order(**{part: arrays[f"{name}.{order}.{part}"] for part in parts})
+                for order in range(n)
+            )
+        )
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """All counts, each under a name of its own that begins with ``name``."""
+        return {
+            f"{name}.{number}.{field.name}": getattr(order, field.name)
+            for number, order in enumerate(self.orders)
+            for field in fields(order)
+        }
 
     def log2(self, padded: _Padded, words: int) -> NDArray[np.float64]:
         """Log probability of each word behind those before it, bits, fp64 [words].

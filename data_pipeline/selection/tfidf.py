@@ -1,8 +1,8 @@
 """Cosine between TF-IDF vectors: towards the target's centre, or to its nearest texts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 AT_ONCE = 256
+_SPARSE = ("data", "indices", "indptr")
 
 
 class TfidfSimilarity(Method):
@@ -58,6 +59,16 @@ class TfidfSimilarity(Method):
             raise DataError(msg)
         return Nearest(weights, vectors, self.neighbours)
 
+    def restored(self, arrays: Mapping[str, NDArray[Any]]) -> Scorer:
+        from scipy.sparse import csr_matrix
+
+        weights = arrays["weights"]
+        if self.neighbours is None:
+            return Direction(weights, arrays["direction"])
+        held = tuple(arrays[f"target.{part}"] for part in _SPARSE)
+        shape = (len(held[-1]) - 1, len(weights))
+        return Nearest(weights, csr_matrix(held, shape=shape), self.neighbours)
+
 
 @dataclass(frozen=True, slots=True)
 class Direction:
@@ -73,6 +84,9 @@ class Direction:
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         return _by_blocks(texts, self.weights, lambda vectors: vectors @ self.direction)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {"weights": self.weights, "direction": self.direction}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +105,10 @@ class Nearest:
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         return _by_blocks(texts, self.weights, self._nearest)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        sparse = {f"target.{part}": getattr(self.target, part) for part in _SPARSE}
+        return {"weights": self.weights, **sparse}
 
     def _nearest(self, vectors: "csr_matrix") -> NDArray[np.float64]:
         cosines = (vectors @ self.target.T).toarray()

@@ -134,8 +134,8 @@ class Work:
         return [text for _, text in sample], counts, sum(rejected)
 
     def _judge(self, counts: Sequence[int]) -> Judged:
-        characters = self.stage.judged_characters
-        tasks = [JudgeTask(piece.part, self.scorer, characters) for piece in self.pieces]
+        method, characters = self.stage.method, self.stage.judged_characters
+        tasks = [JudgeTask(piece.part, method, self.scorer, characters) for piece in self.pieces]
         parts = list(_metered(self.workers.map(judge_part, tasks), len(tasks), "select: judging"))
         found = [len(part.scores) for part in parts]
         if found != list(counts):

@@ -1,7 +1,10 @@
 """The methods' arithmetic against plain implementations, and words of any language."""
 
 import math
+import os
+import pickle
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from configs.errors import DataError
 from data_pipeline.selection import NgramWeights, PerplexityDifference, TfidfSimilarity
+from data_pipeline.selection.passes import _load, save
 from data_pipeline.selection.perplexity import WittenBell, _padded
 from data_pipeline.selection.words import hashed, ngrams, terms, words_and_signs
 
@@ -87,6 +91,44 @@ def test_ngram_weights_are_log_ratios():
 
     expected = [np.mean([ratio(word) for word in words_and_signs(text)]) for text in OTHERS]
     assert scorer.score(OTHERS) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        TfidfSimilarity(),
+        TfidfSimilarity(neighbours=2),
+        NgramWeights(draw="gumbel"),
+        PerplexityDifference(least=1),
+    ],
+)
+def test_what_was_learnt_goes_to_other_processes_as_arrays(method, tmp_path):
+    scorer = method.fit(TARGET, [*OTHERS, *(f"home {at}" for at in range(20))], 0)
+    save(scorer, path := tmp_path / "scorer")
+    assert _load(method, path).score([*OTHERS, ""]).tolist() == scorer.score([*OTHERS, ""]).tolist()
+
+
+class Canary:
+    def __reduce__(self):
+        return Path.touch, (Path(os.environ["CANARY"]),)
+
+
+def test_what_is_pickled_in_the_scorers_place_does_not_run(tmp_path, monkeypatch):
+    canary = tmp_path / "canary"
+    monkeypatch.setenv("CANARY", str(canary))
+    hostile = np.array([Canary()], object)
+    for number, write in enumerate(
+        (
+            lambda file: pickle.dump(Canary(), file),
+            lambda file: np.save(file, hostile, allow_pickle=True),
+            lambda file: np.savez(file, weights=hostile, direction=hostile),
+        )
+    ):
+        with (path := tmp_path / f"scorer-{number}").open("wb") as file:
+            write(file)
+        with pytest.raises(ValueError, match="allow_pickle"):
+            _load(TfidfSimilarity(), path)
+    assert not canary.exists()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from configs.errors import OnwardError, Preempted
 from launcher.spared import spare_threads
-from launcher.verbs import exchange, looking, planning, running
+from launcher.verbs import doctor, exchange, looking, planning, running
 from launcher.verbs.answers import tell
 from launcher.verbs.app import app
 
@@ -20,6 +20,7 @@ _ORDER = (
     running.quickstart,
     running.check,
     planning.plan,
+    doctor.doctor,
     running.run,
     looking.order,
     looking.inspect,

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import OnwardError, ResourceError
@@ -47,7 +48,7 @@ def refuse_stale_locks(folder: Path, settle: float = SETTLE_SECONDS) -> None:
     """
     for lock in sorted(folder.glob("*/lock")):
         while (age := _age(lock)) is not None:
-            if age > settle and not _is_open(lock):
+            if age > settle and not is_open(lock):
                 msg = (
                     f"{lock}: left behind by a process that ended while it built an operator "
                     f"({age:.0f} s old, and no process holds it); every start would wait for it "
@@ -64,7 +65,24 @@ def _age(lock: Path) -> float | None:
         return None
 
 
-def _is_open(path: Path) -> bool:
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """One of torch's locks: its age in seconds, and whether a process of this host has it."""
+
+    path: Path
+    age: float
+    is_held: bool
+
+
+def locks(folder: Path) -> Iterator[Lock]:
+    """All that are in the folder now."""
+    for path in sorted(folder.glob("*/lock")):
+        age = _age(path)
+        if age is not None:
+            yield Lock(path, age, is_open(path))
+
+
+def is_open(path: Path) -> bool:
     """Whether a process of this host has the file open (as far as this user may see)."""
     wanted = path.stat() if path.exists() else None
     for link in Path("/proc").glob("[0-9]*/fd/*"):

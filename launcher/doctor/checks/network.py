@@ -1,0 +1,132 @@
+"""Whether the processes of the hosts can talk to one another, and over what."""
+
+import ipaddress
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from launcher.doctor.finding import Finding
+from launcher.doctor.scene import Scene
+from launcher.hosts import Host
+
+_VIRTUAL = ("lo", "docker", "br-", "veth", "virbr", "cni", "flannel", "cali", "tunl", "ifb")
+_NAME_IT = "name one in ~/.deepspeed_env: GLOO_SOCKET_IFNAME=..., NCCL_SOCKET_IFNAME=..."
+
+
+def judge_interfaces(scene: Scene) -> Iterator[Finding]:
+    """Those that were chosen must be there; where there are several, one should be chosen."""
+    if not scene.is_several:
+        return
+    chosen = scene.chosen_interfaces()
+    for host, facts in scene.told("network"):
+        there = facts["interfaces"]
+        for variable, value in chosen.items():
+            if not _matches(variable, value, there):
+                usable = [name for name, of in there.items() if of["addresses"]]
+                yield Finding(
+                    f"{variable}={value}: no such interface with an address",
+                    host.name,
+                    f"it has {', '.join(usable)}; {_NAME_IT}",
+                    details={"interfaces": there},
+                )
+        real = [n for n, of in there.items() if _is_real(n, of)]
+        if not chosen and len(real) > 1:
+            yield Finding(
+                f"has several networks: {', '.join(real)}",
+                host.name,
+                _NAME_IT,
+                "warning",
+                {"interfaces": there},
+            )
+
+
+def judge_own_name(scene: Scene) -> Iterator[Finding]:
+    """Gloo lets itself be called where the own name leads; Debian's 127.0.1.1 leads nowhere."""
+    if not scene.is_several or "GLOO_SOCKET_IFNAME" in scene.chosen_interfaces():
+        return
+    for host, facts in scene.told("network"):
+        own = facts["own_name"]
+        what = _wrong(own, facts["address"])
+        if what:
+            yield Finding(
+                f"its own name {own['name']} {what}: other hosts could not call it",
+                host.name,
+                f"correct /etc/hosts there, or {_NAME_IT}",
+                details=own,
+            )
+
+
+def _wrong(own: Mapping[str, Any], address: str | None) -> str:
+    if not own["addresses"]:
+        return "cannot be resolved there"
+    if address is None:
+        return f"means {own['addresses'][0]} there, which it has not"
+    if _is_loopback(address):
+        return f"means {address} there"
+    return ""
+
+
+def judge_connections(scene: Scene) -> Iterator[Finding]:
+    """A call from every host to every other one, at a port that needs no privilege."""
+    if not scene.is_several:
+        return
+    told = {host.name: facts for host, facts in scene.told("network")}
+    for host, answers in scene.told("calls"):
+        for peer, trouble in answers.items():
+            name, _, address = peer.partition(" ")
+            if trouble and not _is_loopback(address) and _matters(scene, name, address, told):
+                yield Finding(
+                    f"cannot call {address}: {trouble}",
+                    f"{host.name} -> {name}",
+                    "open all ports above 1024 between the hosts, or choose another network: "
+                    f"{_NAME_IT}",
+                    details={"address": address, "trouble": trouble},
+                )
+    yield from _deaf(scene.told("network"))
+
+
+def _deaf(told: Iterator[tuple[Host, Mapping[str, Any]]]) -> Iterator[Finding]:
+    for host, facts in told:
+        for address in dict.fromkeys((facts["address"], facts["first_address"])):
+            if address and address not in facts["listens"]:
+                what = f"cannot listen at its address {address}"
+                yield Finding(what, host.name, "free some ports there: ss -s shows who has them")
+
+
+def _matters(scene: Scene, name: str, address: str, told: Mapping[str, Any]) -> bool:
+    """Where its processes will be called; or, of the first host, where all look for rank 0."""
+    facts = told[name]
+    is_master = name == scene.hosts[0].name and address == facts["first_address"]
+    return bool(address == facts["address"] or is_master)
+
+
+def judge_port(scene: Scene) -> Iterator[Finding]:
+    """Rank 0's port, if one was chosen; a run finds a free one by itself."""
+    for host, facts in scene.told("network"):
+        if host.name == scene.hosts[0].name and facts["port_trouble"]:
+            remedy = "give another --master-port, or none: a run finds a free one"
+            what = facts["port_trouble"].partition(";")[0]
+            yield Finding(what, host.name, remedy, details={"port": scene.port})
+
+
+def _matches(variable: str, value: str, there: Mapping[str, Mapping[str, Any]]) -> bool:
+    """By gloo's rule (names), or NCCL's (beginnings; ``=`` names, ``^`` all but)."""
+    able = [name for name, of in there.items() if of["addresses"]]
+    wanted = value.lstrip("^=").split(",")
+    if variable.startswith("GLOO"):
+        return all(name in able for name in value.split(","))
+    if value.startswith("^"):
+        return any(not name.startswith(tuple(wanted)) for name in able)
+    if value.startswith("="):
+        return any(name in wanted for name in able)
+    return any(name.startswith(tuple(wanted)) for name in able)
+
+
+def _is_real(name: str, facts: Mapping[str, Any]) -> bool:
+    return bool(facts["is_up"] and facts["addresses"]) and not name.startswith(_VIRTUAL)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False

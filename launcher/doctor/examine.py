@@ -1,0 +1,173 @@
+"""The whole examination: hostfile, hosts, one another, sums; then every check."""
+
+import dataclasses
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from configs.errors import RecipeError
+from launcher import environment, ports
+from launcher.doctor.checks import judge
+from launcher.doctor.facts.software import PROGRAMS
+from launcher.doctor.finding import Finding
+from launcher.doctor.needs import Target, needs, target
+from launcher.doctor.scene import Facts, Launcher, Scene
+from launcher.doctor.trials import Meeting, collectives
+from launcher.doctor.visit import Visit, place_for, trial_folder
+from launcher.exports import exports, own_files
+from launcher.hosts import Host, is_local, read_hostfile
+
+_NOT_BEFORE = {"ssh", "answers", "one name a machine", "first host", "installed", "same versions",
+               "same paths", "interfaces", "own names", "connections"}  # fmt: skip
+"""While one of these finds an error, processes would not meet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be examined.
+
+    Attributes:
+        hostfile: None: this machine.
+        run: a recipe, a run folder, or a folder; None: the current one.
+        port: rank 0's; None: a run finds a free one.
+        sums: whether the timed sums are to be made.
+    """
+
+    hostfile: Path | None = None
+    run: Path | None = None
+    launcher: Launcher = "pdsh"
+    port: int | None = None
+    sums: bool = True
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What was found."""
+
+    findings: Sequence[Finding]
+    scene: Scene
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a run would start."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """``ok``, ``findings``, ``hosts`` (the facts), ``collectives``."""
+        return {
+            "ok": self.is_ready,
+            "findings": [finding.as_json() for finding in self.findings],
+            "hosts": {name: dict(facts) for name, facts in self.scene.facts.items()},
+            "collectives": dict(self.scene.collectives),
+        }
+
+
+def examine(order: Order) -> Diagnosis:
+    """Look at everything; what cannot be looked at is a finding."""
+    try:
+        hosts = hosts_of(order.hostfile)
+    except RecipeError as error:
+        return Diagnosis(list(_bad_lines(error)), Scene(()))
+    try:
+        goal = target(order.run) if order.run else Target(Path.cwd())
+    except RecipeError as error:
+        found = Finding(str(error), str(order.run), "onward check tells more", check="recipe")
+        return Diagnosis([found], Scene(hosts))
+    scene = Scene(
+        hosts=hosts,
+        environment=exports(order.environment, own_files(order.environment)),
+        launcher=order.launcher,
+        programs=frozenset(name for name in PROGRAMS if shutil.which(name)),
+        folder=goal.folder,
+        is_folder_given=order.run is not None,
+        needs=needs(goal.recipe, hosts) if goal.recipe else None,
+        port=order.port,
+        python=sys.executable,
+    )
+    scene = visited(scene, order.environment)
+    findings = judge(scene)
+    if order.sums and not _prevents_sums(findings):
+        scene = dataclasses.replace(scene, collectives=_sums(scene, order))
+        findings = judge(scene)
+    return Diagnosis(findings, scene)
+
+
+def hosts_of(hostfile: Path | None) -> tuple[Host, ...]:
+    """The hostfile's, or this machine with as many processes as a run would start."""
+    if hostfile is not None:
+        return read_hostfile(hostfile)
+    return (Host("localhost", environment.default_processes()),)
+
+
+def launch_values(values: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a rank, without what each host finds out by itself."""
+    made = environment.worker_environment(given, 1, 1, environment.cores())
+    return {**values, "PYTHONPATH": made["PYTHONPATH"], "PYTHONSAFEPATH": "1"}
+
+
+def visited(scene: Scene, given: Mapping[str, str]) -> Scene:
+    """The same scene with every host's facts."""
+    values = launch_values(scene.environment, given)
+    visit = Visit(scene.hosts, values, by_ssh=not is_local(scene.hosts))
+    try:
+        visit.begin()
+        visit.ask("machine")
+        visit.ask("software")
+        visit.ask("network", interface=_chosen(scene), port=scene.port)
+        if scene.is_several:
+            visit.call_one_another()
+        unwritable = _look_at_folder(visit, scene)
+        visit.ask_devices()
+    finally:
+        visit.end()
+    return dataclasses.replace(
+        scene, facts=visit.facts, unreached=visit.unreached, unwritable=unwritable
+    )
+
+
+def _look_at_folder(visit: Visit, scene: Scene) -> str:
+    """Why it cannot be written here; empty if it can."""
+    place = place_for(scene.folder)
+    visit.ask("storage", folder=str(place))
+    try:
+        with trial_folder(place) as folder:
+            visit.share(folder)
+            visit.measure_speed(folder)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _chosen(scene: Scene) -> str | None:
+    """The interface that the processes talk over; NCCL's is for GPUs alone, gloo's for all."""
+    return scene.chosen_interfaces().get("GLOO_SOCKET_IFNAME")
+
+
+def _prevents_sums(findings: Sequence[Finding]) -> bool:
+    return any(f.severity == "error" and f.check in _NOT_BEFORE for f in findings)
+
+
+def _sums(scene: Scene, order: Order) -> Facts:
+    """One process a host; two here where there is but one host."""
+    by_ssh = not is_local(scene.hosts)
+    names = [host.name for host in scene.hosts] if by_ssh else ["process 0", "process 1"]
+    network = scene.facts[scene.hosts[0].name]["network"]
+    address = network["first_address"] or network["address"] if by_ssh else "127.0.0.1"
+    values = launch_values(scene.environment, order.environment) | {"OMP_NUM_THREADS": "1"}
+    if not by_ssh:
+        # They would share one GPU, which NCCL refuses.
+        values["DS_ACCELERATOR"] = "cpu"
+    port = order.port or ports.free_port()
+    return collectives(Meeting(names, address, port, values, by_ssh))
+
+
+def _bad_lines(error: RecipeError) -> Iterator[Finding]:
+    """``FILE:LINE: what`` each."""
+    for line in str(error).splitlines():
+        where, _, what = line.partition(": ")
+        yield Finding(what, where, "lines are 'NAME slots=N'; # begins a comment", check="hostfile")

@@ -47,10 +47,15 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found."""
+    """What was found.
+
+    Attributes:
+        put_off: whether all-reduces were to be timed, but processes would not have met.
+    """
 
     findings: Sequence[Finding]
     scene: Scene
+    put_off: bool = False
 
     @property
     def is_ready(self) -> bool:
@@ -91,10 +96,11 @@ def examine(order: Order) -> Diagnosis:
     )
     scene = visited(scene, order.environment)
     findings = judge(scene)
-    if order.sums and not _prevents_sums(findings):
+    put_off = order.sums and _prevents_sums(findings)
+    if order.sums and not put_off:
         scene = dataclasses.replace(scene, collectives=_sums(scene, order))
         findings = judge(scene)
-    return Diagnosis(findings, scene)
+    return Diagnosis(findings, scene, put_off)
 
 
 def hosts_of(hostfile: Path | None) -> tuple[Host, ...]:
@@ -118,7 +124,7 @@ def visited(scene: Scene, given: Mapping[str, str]) -> Scene:
         visit.begin()
         visit.ask("machine")
         visit.ask("software")
-        visit.ask("network", interface=_chosen(scene), port=scene.port)
+        visit.ask_network(_chosen(scene), scene.port)
         if scene.is_several:
             visit.call_one_another()
         unwritable = _look_at_folder(visit, scene)

@@ -49,7 +49,7 @@ def _visited(scene: Scene, given: Mapping[str, str]) -> Scene:
         visit.begin()
         visit.ask("machine")
         visit.ask("software")
-        visit.ask("network", interface=scene.environment.get("GLOO_SOCKET_IFNAME"), port=None)
+        visit.ask_network(scene.environment.get("GLOO_SOCKET_IFNAME"), None)
         with trial_folder(place_for(scene.folder)) as folder:
             visit.share(folder)
     except OSError as error:

@@ -37,6 +37,8 @@ def lines(diagnosis: Diagnosis) -> Iterator[str]:
             subsequent_indent=" " * 10,
         )
     yield from _sums(diagnosis.scene.collectives)
+    if diagnosis.put_off:
+        yield "all-reduces were not timed: first correct the errors"
     yield _summary(diagnosis)
 
 

@@ -1,6 +1,5 @@
 """Asks all hosts at once: first each about itself, then about one another."""
 
-import itertools
 import os
 import shutil
 import tempfile
@@ -68,13 +67,23 @@ class Visit:
         """How many GPUs; importing torch takes its time where there are any."""
         self.ask("devices", _DEVICE_SECONDS)
 
+    def ask_network(self, interface: str | None, port: int | None) -> None:
+        """Where each can be called; rank 0's port, if it was chosen, is the first host's alone."""
+        first = self._hosts[0].name
+        self._at_once(
+            lambda name, talk: talk.ask(
+                "network",
+                _ANSWER_SECONDS,
+                interface=interface,
+                port=port if name == first else None,
+            ),
+            "network",
+        )
+
     def call_one_another(self) -> None:
         """Every host opens a connection to every other one, at each address that it listens on."""
         listening = {
-            name: [
-                {"name": name, "address": address, "port": at["port"], "word": at["word"]}
-                for address, at in facts["network"]["listens"].items()
-            ]
+            name: [{"name": name, **at} for at in facts["network"]["listens"]]
             for name, facts in self.facts.items()
             if "network" in facts
         }
@@ -176,8 +185,3 @@ def trial_folder(place: Path) -> Iterator[Path]:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
-
-
-def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """All pairs, in order."""
-    return list(itertools.combinations(names, 2))

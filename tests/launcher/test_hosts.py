@@ -18,7 +18,7 @@ def written(folder: Path, data: bytes) -> Path:
 
 
 def test_the_example_is_a_hostfile() -> None:
-    assert read_hostfile(EXAMPLE) == (Host("node-1", 8), Host("node-2", 8))
+    assert read_hostfile(EXAMPLE) == (Host("localhost", 1),)
 
 
 @pytest.mark.parametrize(

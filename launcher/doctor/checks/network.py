@@ -72,14 +72,14 @@ def judge_connections(scene: Scene) -> Iterator[Finding]:
     told = {host.name: facts for host, facts in scene.told("network")}
     for host, answers in scene.told("calls"):
         for peer, trouble in answers.items():
-            name, _, address = peer.partition(" ")
+            name, address, port = peer.split()
             if trouble and not _is_loopback(address) and _matters(scene, name, address, told):
                 yield Finding(
-                    f"cannot call {address}: {trouble}",
+                    f"cannot call {address}:{port}: {trouble}",
                     f"{host.name} -> {name}",
                     "open all ports above 1024 between the hosts, or choose another network: "
                     f"{_NAME_IT}",
-                    details={"address": address, "trouble": trouble},
+                    details={"address": address, "port": int(port), "trouble": trouble},
                 )
     yield from _deaf(scene.told("network"))
 
@@ -87,7 +87,7 @@ def judge_connections(scene: Scene) -> Iterator[Finding]:
 def _deaf(told: Iterator[tuple[Host, Mapping[str, Any]]]) -> Iterator[Finding]:
     for host, facts in told:
         for address in dict.fromkeys((facts["address"], facts["first_address"])):
-            if address and address not in facts["listens"]:
+            if address and address not in [at["address"] for at in facts["listens"]]:
                 what = f"cannot listen at its address {address}"
                 yield Finding(what, host.name, "free some ports there: ss -s shows who has them")
 

@@ -79,9 +79,10 @@ def judge_first(scene: Scene) -> Iterator[Finding]:
     loopback = [n for n in here if n in {"localhost", "127.0.0.1"}]
     for name in loopback:
         yield Finding(
-            "means another machine on every host",
+            "means each host itself, as that host reads it",
             name,
             "give this machine the name that the others know it by",
+            "warning",
         )
 
 

@@ -36,22 +36,26 @@ class Network:
         own = _own_name()
         first = _first_address()
         address = _meeting_address(interfaces, own, chosen)
-        wanted = dict.fromkeys(a for a in (address, first) if a)
+        trouble = _port_trouble(port)
+        wanted = dict.fromkeys((a, 0) for a in (address, first) if a)
+        if port and first and not trouble:
+            wanted[first, port] = None
         return {
             "interfaces": interfaces,
             "own_name": own,
             "first_address": first,
             "address": address,
-            "listens": {a: found for a in wanted if (found := self._listen(a)) is not None},
-            "port_trouble": _port_trouble(port),
+            "listens": [found for at in wanted if (found := self._listen(*at)) is not None],
+            "port_trouble": trouble,
         }
 
-    def _listen(self, address: str) -> dict[str, Any] | None:
-        """Let others call at a free port; whoever does is told a word that only we know."""
+    def _listen(self, address: str, port: int) -> dict[str, Any] | None:
+        """Let others call at a port (0: a free one); whoever does hears a word that only we know."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         place = socket.socket(family, socket.SOCK_STREAM)
         try:
-            place.bind((address, 0))
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind((address, port))
         except OSError:
             place.close()
             return None
@@ -59,7 +63,7 @@ class Network:
         self._open.append(place)
         word = secrets.token_hex(8)
         threading.Thread(target=_answer_calls, args=(place, word), daemon=True).start()
-        return {"port": place.getsockname()[1], "word": word}
+        return {"address": address, "port": place.getsockname()[1], "word": word}
 
 
 def _answer_calls(place: socket.socket, word: str) -> None:
@@ -70,12 +74,15 @@ def _answer_calls(place: socket.socket, word: str) -> None:
 
 
 def call(peers: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, str]:
-    """Call every peer at once; by ``name address``: why it failed, or nothing."""
+    """Call every peer at once; by ``name address port``: why it failed, or nothing."""
     if not peers:
         return {}
     with ThreadPoolExecutor(max_workers=min(64, len(peers))) as pool:
         answers = pool.map(lambda peer: _call(peer, seconds), peers)
-        return {f"{p['name']} {p['address']}": a for p, a in zip(peers, answers, strict=True)}
+        return {
+            f"{p['name']} {p['address']} {p['port']}": a
+            for p, a in zip(peers, answers, strict=True)
+        }
 
 
 def _call(peer: Mapping[str, Any], seconds: float) -> str:

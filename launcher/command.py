@@ -29,6 +29,7 @@ class Launch:
         replace: stages that may be made anew if they are another recipe's.
         module: what each rank runs.
         grace: seconds that each rank has to save its state when it is to stop.
+        launch_id: what the heartbeat of this launch is known by.
     """
 
     recipe: Path
@@ -42,6 +43,7 @@ class Launch:
     replace: Sequence[str] = ()
     module: str = "launcher.worker"
     grace: float = 60.0
+    launch_id: str = ""
 
     @property
     def world(self) -> int:
@@ -61,6 +63,7 @@ def deepspeed_command(launch: Launch, program: Sequence[str]) -> list[str]:
         *launch.stages,
         f"--report_to={launch.folder}",
         f"--grace={launch.grace:g}",
+        *([f"--launch_id={launch.launch_id}"] if launch.launch_id else ()),
         *(f"--replace={name}" for name in launch.replace),
     ]
     if not is_local(launch.hosts):

@@ -7,9 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 ONE_REQUEST = 3.0
 """Seconds: Slurm, shells and deepspeed's launcher send several signals within moments."""
+
+
+def heeded_signals() -> tuple[signal.Signals, ...]:
+    """SIGNALS without a SIGHUP that this process was started to ignore, as nohup does."""
+    is_deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return tuple(each for each in SIGNALS if each != signal.SIGHUP or not is_deaf)
 
 
 class Interrupted(BaseException):
@@ -33,7 +39,7 @@ class Interrupted(BaseException):
 
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Within it the first of SIGNALS raises Interrupted, after ending this process's own helpers.
+    """Within it the first signal raises Interrupted, after ending this process's own helpers.
 
     Those after it raise nothing, so that no clean-up is cut short; ``is_repeated`` tells of them.
     """
@@ -49,7 +55,7 @@ def signals_interrupt() -> Iterator[None]:
             child.kill()
         raise Interrupted(number, came)
 
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    before = {number: signal.signal(number, stop) for number in heeded_signals()}
     try:
         yield
     finally:

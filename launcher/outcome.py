@@ -27,6 +27,8 @@ _LOST_PEER = (
     "nccl communicator was aborted",
     "no longer valid",
 )
+_MOST_READ = 65536
+"""Bytes of a log's end that its last lines are taken from."""
 
 
 class Outcome(Config):
@@ -37,6 +39,7 @@ class Outcome(Config):
         kind: of the error: a class in configs.errors, or any other exception's.
         traceback: file with the traceback of an unexpected exception.
         signal: what stopped it, by number; 0: no signal.
+        log: what it wrote to stdout and stderr; empty if that went to the launcher's own log.
     """
 
     rank: int
@@ -48,6 +51,7 @@ class Outcome(Config):
     message: str = ""
     traceback: str = ""
     signal: int = 0
+    log: str = ""
 
     @property
     def is_lost_peer(self) -> bool:
@@ -86,9 +90,13 @@ class Reporter:
             if held:
                 self._one_at_a_time.release()
 
-    def enters(self, stage: str) -> None:
-        """It begins a stage."""
-        self._write(stage=stage)
+    def logs_to(self, path: Path | None) -> None:
+        """From now on what it writes goes there; None: to the launcher."""
+        self._write(log=str(path or ""))
+
+    def enters(self, stage: str, log: Path | None = None) -> None:
+        """It begins a stage; ``log``: where what it writes goes to."""
+        self._write(stage=stage, log=str(log or ""))
 
     def _end(self, **changes: str | int) -> None:
         """A last word; to the log, and so to the launcher's screen, where the disk takes none."""
@@ -118,7 +126,7 @@ class Reporter:
         try:
             self._traceback.write_text(text, encoding="utf-8")
         except OSError:
-            return "the stage's launcher.log"
+            return self.outcome.log or "the stage's launcher.log"
         return str(self._traceback)
 
 
@@ -179,7 +187,8 @@ def _without_word(outcomes: Sequence[Outcome], code: int, log: Path) -> OnwardEr
     if not silent or kind is OnwardError:
         return None
     stage = silent[0].stage or "(start)"
-    return kind(f"stage {stage}: ended with exit code {code}, and left no word; {_tail(log)}")
+    said = _tail(_log_of(silent[0], log))
+    return kind(f"stage {stage}: ended with exit code {code}, and left no word; {said}")
 
 
 def _lost(outcomes: Sequence[Outcome], world: int, code: int, log: Path) -> str:
@@ -190,7 +199,8 @@ def _lost(outcomes: Sequence[Outcome], world: int, code: int, log: Path) -> str:
         return f"{len(outcomes)} of {world} processes came up, exit code {code}; {_tail(log)}"
     for outcome in outcomes:
         if outcome.state != "done":
-            return f"stage {outcome.stage}: {_who(outcome)}: {outcome.message}; {_tail(log)}"
+            said = _tail(_log_of(outcome, log))
+            return f"stage {outcome.stage}: {_who(outcome)}: {outcome.message}; {said}"
     return f"the launch ended with exit code {code}; {_tail(log)}"
 
 
@@ -214,7 +224,7 @@ def _killed(killed: Sequence[Outcome], code: int, log: Path) -> str:
     if name in {"SIGKILL", ""}:
         hint = " If nobody did that, the machine ran out of memory: see `dmesg | grep -i oom`."
     if name in {"SIGSEGV", "SIGABRT", "SIGILL", "SIGBUS"}:
-        hint = f" {_tail(log)}"
+        hint = f" {_tail(_log_of(killed[0], log))}"
     return (
         f"stage {killed[0].stage or '(start)'}: {names}: {cause}.{hint}\n"
         "Run the same command again to go on from the last checkpoint."
@@ -230,9 +240,16 @@ def _signal_name(code: int) -> str:
         return ""
 
 
+def _log_of(outcome: Outcome, log: Path) -> Path:
+    """The rank's own; the launcher's, ``log``, where it came to none."""
+    return Path(outcome.log) if outcome.log else log
+
+
 def _tail(log: Path, lines: int = 12) -> str:
     try:
-        said = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _MOST_READ))
+            said = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         said = []
     return "\n".join([f"the last lines of {log}:", *(f"    {line}" for line in said[-lines:])])

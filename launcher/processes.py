@@ -1,18 +1,15 @@
-"""A process group of our own: started, relayed, and ended whole."""
+"""A process group of our own: started, and ended whole."""
 
 import contextlib
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from launcher.worker import MARK, STAGE_MARK
-
 Tell = Callable[[str], None]
-LogOfStage = Callable[[str], Path]
+"""Takes one line for the person who watches."""
 
 
 def start_group(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
@@ -85,41 +82,3 @@ def group_members(group: int) -> list[int]:
         if int(fields[2]) == group and fields[0] not in "ZX":
             found.append(int(entry.parts[2]))
     return found
-
-
-class Relay(threading.Thread):
-    """Sorts a launch's output: marked lines to the screen, everything to the stage's log."""
-
-    def __init__(
-        self, process: subprocess.Popen[str], stage: str, log_of: LogOfStage, tell: Tell
-    ) -> None:
-        super().__init__(name="relay", daemon=True)
-        self._lines: Iterable[str] = process.stdout or ()
-        self._log_of = log_of
-        self._tell = tell
-        self.log = log_of(stage)
-        self._is_lost = False
-
-    def run(self) -> None:
-        """Until every process of the group has closed its end."""
-        for line in self._lines:
-            before, found, stage = line.partition(STAGE_MARK)
-            if found:
-                self._write(before)
-                self.log = self._log_of(stage.strip())
-                continue
-            noise, found, said = line.partition(MARK)
-            if found:
-                self._tell(said.rstrip("\n"))
-            self._write(f"{noise}{said}")
-
-    def _write(self, text: str) -> None:
-        if not text or self._is_lost:
-            return
-        try:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            # Whoever stops reading stops the workers: their pipe fills up.
-            self._is_lost = True
-            self._tell(f"warning: {self.log}: {error.strerror}; the log ends here")

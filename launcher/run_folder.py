@@ -18,7 +18,10 @@ from configs.errors import CheckpointError, DataError, ResourceError
 from configs.schema import Config
 from configs.yaml_source import yaml_text
 
-LAUNCH_FILES = {"status.json", "launcher.log", "launch"}
+RANK_LOGS = "logs"
+LIVE_PAGE = "live.html"
+LAUNCH_FILES = {"status.json", "launcher.log", "launcher.log.1", "launch", RANK_LOGS, LIVE_PAGE}
+"""In a stage's folder, and no result of the stage."""
 
 
 class Failure(Config):

@@ -17,11 +17,12 @@ from engine.watchdog import VERDICT
 from launcher import chain, environment, jit, ports
 from launcher.command import Launch, deepspeed_command, deepspeed_program
 from launcher.exports import exports, format_exports, own_files
+from launcher.following import Shown, follow
+from launcher.heartbeat import end_launch, heard, new_launch_id, silence_seconds
 from launcher.hosts import Host, format_hostfile, is_local, one_a_host, read_hostfile
 from launcher.interruption import Interrupted
 from launcher.outcome import explain, explain_raised, read_outcomes
-from launcher.processes import Relay, Tell, close_pipes, end_group, group_members, start_group
-from launcher.progress import Progress
+from launcher.processes import Tell, end_group, group_members, start_group
 from launcher.run_folder import RunFolder, make_folder, write_atomically
 from launcher.watch import STOP
 from launcher.worker import GRACE_SECONDS
@@ -92,26 +93,26 @@ def launch_stages(
             _require_operators(prepared, tell)
     tell(f"{', '.join(names)}: starting {_describe(launch, prepared)}")
     command = deepspeed_command(launch, deepspeed_program(launch.hosts))
-    process = start_group(command, prepared)
-    relay = Relay(process, names[0], lambda name: run.stage(name) / "launcher.log", tell)
-    relay.start()
-    progress = Progress(lambda: relay.log.parent, tell)
-    progress.start()
-    try:
-        code = _wait(process, launch)
-    except Interrupted as stop:
-        _let_them_save(process, launch, stop, tell)
-        end_group(process, _TO_LEAVE)
-        error = explain_raised(read_outcomes(launch.folder)) or stop
-        _mark_failed(run, names, error)
-        raise error from None
-    finally:
-        end_group(process, 0.0 if _hangs(launch) else launch.grace + _TO_LEAVE)
-        relay.join(timeout=5)
-        progress.stop()
-        close_pipes(process)
-        _remove_shared_memory(launch.port)
-    _judge(run, launch, code, relay.log)
+    silence = silence_seconds(placement.environment)
+    shown = Shown(tell, placement.environment, _size(launch), is_local(launch.hosts))
+    with (
+        heard(run.root, launch.folder, launch.launch_id, silence),
+        follow(start_group(command, prepared), run, names[0], shown) as followed,
+    ):
+        process = followed.process
+        try:
+            code = _wait(process, launch)
+        except Interrupted as stop:
+            _let_them_save(process, launch, stop, followed.view.say)
+            end_launch(launch.folder)
+            end_group(process, _TO_LEAVE)
+            error = explain_raised(read_outcomes(launch.folder)) or stop
+            _mark_failed(run, names, error)
+            raise error from None
+        finally:
+            end_group(process, 0.0 if _hangs(launch) else launch.grace + _TO_LEAVE)
+            _remove_shared_memory(launch.port)
+    _judge(run, launch, code, followed.log)
 
 
 def _remove_shared_memory(port: int) -> None:
@@ -183,6 +184,7 @@ def _prepare(
         replace=replace,
         module=placement.module,
         grace=placement.grace,
+        launch_id=new_launch_id(),
     )
 
 
@@ -192,6 +194,14 @@ def _describe(launch: Launch, prepared: Mapping[str, str]) -> str:
     if is_local(launch.hosts):
         return f"{count} on {environment.device_name(prepared, launch.world)}"
     return f"{count} on {', '.join(f'{host.name} ({host.slots})' for host in launch.hosts)}"
+
+
+def _size(launch: Launch) -> str:
+    """``2 hosts, 16 ranks``; nothing for a single rank."""
+    if launch.world == 1:
+        return ""
+    hosts = "" if is_local(launch.hosts) else f"{len(launch.hosts)} hosts, "
+    return f"{hosts}{launch.world} ranks"
 
 
 def _warn_of_unusable_gpus(prepared: Mapping[str, str], tell: Tell) -> None:

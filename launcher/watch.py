@@ -7,12 +7,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from configs.errors import LaunchError
 from configs.stop import StopRequest
-from launcher.interruption import ONE_REQUEST, SIGNALS
+from launcher.heartbeat import Pulse
+from launcher.interruption import ONE_REQUEST, heeded_signals
 from launcher.outcome import Outcome, Reporter, read_outcomes
 
 STOP = "stop"
@@ -24,27 +25,48 @@ class Watch(threading.Thread):
 
     Whoever heeds it (a training stage between its steps) gets ``grace`` seconds. Where nobody
     does, the process ends at once, as it does when the grace is over, at a signal that comes
-    later than one request takes, when another rank is lost, and when `onward run` is gone.
+    later than one request takes, when another rank is lost, and when `onward run` is gone: that
+    closes the stdin of its own machine's ranks, and others miss its heartbeat, which is a request.
+
+    Attributes:
+        each_second: is done about so often.
     """
 
     def __init__(
-        self, stop: StopRequest, grace: float, folder: Path | None, reporter: Reporter | None
+        self,
+        stop: StopRequest,
+        grace: float,
+        folder: Path | None,
+        reporter: Reporter | None,
+        pulse: Pulse | None = None,
     ) -> None:
-        """Set up; ``folder``: where the launcher leaves word, None if started by hand."""
+        """Set up.
+
+        Args:
+            stop: what is asked.
+            grace: seconds for saving.
+            folder: where the launcher leaves word; None if started by hand.
+            reporter: leaves this rank's word.
+            pulse: hears the launcher's heartbeat; None: it has none.
+        """
         super().__init__(name="watch", daemon=True)
         self._stop_request = stop
         self._grace = grace
         self._folder = folder
         self._reporter = reporter
+        self._pulse = pulse
+        self._signals = heeded_signals()
         self._number = 0
+        self._why = ""
         self._is_waited_for = False
         self._wake, self._woken = os.pipe()
         os.set_blocking(self._woken, False)
+        self.each_second: Callable[[], object] = lambda: None
         stop.leave = self.leave
 
     def start(self) -> None:
         """Take the signals; from the main thread alone."""
-        for number in SIGNALS:
+        for number in self._signals:
             signal.signal(number, lambda *_: None)
         # Written to when a signal comes, even while the main thread sits in C code.
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
@@ -58,10 +80,13 @@ class Watch(threading.Thread):
             if 0 in ready and not os.read(0, 64):
                 self._stop("the launcher is gone", 1)
             for number in os.read(self._wake, 64) if self._wake in ready else b"":
-                if number in SIGNALS:
+                if number in self._signals:
                     self._hear(number)
             if not self._number and (number := self._word_of_launcher()):
                 self._hear(number)
+            if self._pulse:
+                self._heed(self._pulse)
+            self.each_second()
             if self._number:
                 self._end_in_time()
 
@@ -82,12 +107,23 @@ class Watch(threading.Thread):
             return 0
         return signal.Signals[name.strip()].value if name.strip() else 0
 
-    def _hear(self, number: int) -> None:
+    def _heed(self, pulse: Pulse) -> None:
+        """End without a word where nobody reads it; save where the launcher is mute."""
+        sign = pulse.look()
+        if sign in {"over", "other"}:
+            said = "another launch runs here now" if sign == "other" else "the launch was ended"
+            sys.stderr.write(f"{said}; this rank ends\n")
+            _exit(LaunchError.exit_code)
+        if sign == "silent" and not self._number and not _has_pipe_for_stdin():
+            self._hear(signal.SIGTERM, f"no sign of `onward run` for {pulse.limit:g} s")
+
+    def _hear(self, number: int, why: str = "") -> None:
         request = self._stop_request
         if not self._number:
             self._number = number
+            self._why = why or signal.Signals(number).name
             self._is_waited_for = request.is_heeded
-            request.ask(signal.Signals(number).name)
+            request.ask(self._why)
         elif time.monotonic() - request.asked_at > ONE_REQUEST:
             self._end("asked again before the state was saved")
 
@@ -117,9 +153,8 @@ class Watch(threading.Thread):
         return other.state in {"error", "stopped"} or (other.state == "running" and gone)
 
     def _end(self, why: str) -> None:
-        name = signal.Signals(self._number).name
         saved = f": {why}; the last checkpoint stands" if why else ""
-        self._stop(f"{name}{saved}", 128 + self._number)
+        self._stop(f"{self._why}{saved}", 128 + self._number)
 
     def _stop(self, why: str, code: int) -> None:
         if self._reporter:

@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import faulthandler
 import logging
 import os
 import sys
@@ -15,11 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from configs.errors import OnwardError, Preempted, RecipeError
+from configs.errors import LaunchError, OnwardError, Preempted, RecipeError
 from configs.stop import StopRequest
 from configs.yaml_source import nearest
 from launcher import environment
+from launcher.heartbeat import Pulse
 from launcher.outcome import Reporter, says_lost_peer
+from launcher.rank_log import STAGE_MARK, RankLog, ToLauncher
 from launcher.watch import Watch
 
 if TYPE_CHECKING:
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("launcher.worker")
 Load = Callable[[Path], "ChainRecipe"]
-MARK = "\x1eonward "
-STAGE_MARK = "\x1estage "
 GRACE_SECONDS = 60.0
 # deepspeed looks once a second which process has ended, and reports the one it finds first.
 _LET_THE_FIRST_BE_SEEN = 2.5
@@ -45,6 +46,7 @@ class Job:
         replace: stages that may be made anew if the run folder has them from another recipe.
         grace: seconds for saving, once it was asked to stop.
         stop: what this process has been asked.
+        launch_id: the launcher's name for this launch; None: it counts no heartbeat.
     """
 
     recipe: "ChainRecipe"
@@ -53,6 +55,7 @@ class Job:
     replace: frozenset[str]
     grace: float = GRACE_SECONDS
     stop: StopRequest = field(default_factory=StopRequest)
+    launch_id: str | None = None
 
 
 def main(arguments: Sequence[str] | None = None, load: Load | None = None) -> NoReturn:
@@ -73,7 +76,8 @@ def main(arguments: Sequence[str] | None = None, load: Load | None = None) -> No
     except OnwardError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from None
-    run(Job(recipe, given.stages, given.report_to, frozenset(given.replace), given.grace))
+    replaceable, grace, launch_id = frozenset(given.replace), given.grace, given.launch_id
+    run(Job(recipe, given.stages, given.report_to, replaceable, grace, launch_id=launch_id))
 
 
 def _load_recipe(path: Path) -> "ChainRecipe":
@@ -105,6 +109,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("stages", nargs="+", metavar="STAGE", help="in the recipe's order")
     # Not --launch: deepspeed's own parser would take that for the beginning of its --launcher.
     parser.add_argument("--report_to", type=Path, help="folder to leave word in for the launcher")
+    parser.add_argument("--launch_id", help="the launcher's name for this launch")
     parser.add_argument("--replace", action="append", default=[], metavar="STAGE")
     grace = os.environ.get("ONWARD_GRACE", GRACE_SECONDS)
     parser.add_argument("--grace", type=float, default=grace, help="seconds for saving at a stop")
@@ -115,12 +120,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(job: Job) -> NoReturn:
     """Run a job's stages in the group of all ranks, and leave with the exit code."""
     rank = int(os.environ.get("RANK", "0"))
+    pulse = Pulse(job.folder, job.launch_id) if job.folder and job.launch_id else None
+    _leave_if_unwanted(pulse)
     reporter = _reporter(job, rank)
-    _log_progress(job, rank)
-    Watch(job.stop, job.grace, job.folder, reporter).start()
+    log = _rank_log(job, rank, reporter)
+    _log_progress(log, rank)
+    watch = Watch(job.stop, job.grace, job.folder, reporter, pulse)
+    if log:
+        watch.each_second = log.keep_small
+    watch.start()
     on_hosts = job.recipe.stages[job.stages[0]].RUNS == "hosts"
     try:
-        (_run_on_hosts if on_hosts else _run_stages)(job, reporter)
+        (_run_on_hosts if on_hosts else _run_stages)(job, _Place(reporter, log))
     except OnwardError as error:
         _say_last_word(job, reporter, error, rank)
         _leave(error.exit_code)
@@ -145,8 +156,50 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _leave_if_unwanted(pulse: Pulse | None) -> None:
+    """A rank that comes late, of a launch that is over, leaves without a word in its folder."""
+    while pulse and (sign := pulse.look()) != "alive":
+        if sign != "waiting":
+            sys.stderr.write(f"this launch is not waited for any more ({sign})\n")
+            _leave(LaunchError.exit_code)
+        time.sleep(0.2)
+
+
 def _reporter(job: Job, rank: int) -> Reporter | None:
     return Reporter(job.folder, rank) if job.folder else None
+
+
+def _rank_log(job: Job, rank: int, reporter: Reporter | None) -> RankLog | None:
+    """Under a launcher; by hand everything stays on the terminal."""
+    from launcher.run_folder import RunFolder
+
+    if reporter is None:
+        return None
+    log = RankLog(rank, int(os.environ.get("WORLD_SIZE", "1")), job.launch_id or "")
+    faulthandler.enable(2)
+    log.enter(RunFolder(job.recipe.output).stage(job.stages[0]))
+    reporter.logs_to(log.path)
+    return log
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a rank leaves word, if it is under a launcher."""
+
+    reporter: Reporter | None
+    log: RankLog | None
+
+    def enters(self, folder: Path) -> None:
+        """It begins the stage that has this folder."""
+        if self.reporter is None or self.log is None:
+            return
+        self.log.enter(folder)
+        self.reporter.enters(folder.name, self.log.path)
+
+    def tell_of_stage(self, name: str) -> None:
+        """The launcher follows rank 0 from stage to stage."""
+        if self.log:
+            self.log.say(f"{STAGE_MARK}{name}\n")
 
 
 def _say_last_word(job: Job, reporter: Reporter | None, error: Exception, rank: int) -> None:
@@ -170,7 +223,7 @@ def _mark_failed(job: Job, error: Exception, rank: int) -> None:
             fail(RunFolder(job.recipe.output), name, error)
 
 
-def _run_stages(job: Job, reporter: Reporter | None) -> None:
+def _run_stages(job: Job, place: _Place) -> None:
     from engine import distributed
     from launcher import jit
     from launcher.run_folder import RunFolder
@@ -182,11 +235,10 @@ def _run_stages(job: Job, reporter: Reporter | None) -> None:
         distributed.start()
         for name in job.stages:
             _end_if_asked(job, name)
-            context = _enter(job, run, name)
+            context = _enter(job, run, name, place)
             if context is None:
                 continue
-            if reporter:
-                reporter.enters(name)
+            place.enters(context.folder)
             _run_stage(job, run, replace(context, stop=job.stop, launch=job.folder))
         distributed.stop()
 
@@ -200,7 +252,7 @@ def _end_if_asked(job: Job, name: str) -> None:
         raise Preempted(msg)
 
 
-def _run_on_hosts(job: Job, reporter: Reporter | None) -> None:
+def _run_on_hosts(job: Job, place: _Place) -> None:
     """Without torch and its collectives: the shared file system is all that the hosts need."""
     from configs.stage import Share
     from launcher import chain
@@ -213,10 +265,9 @@ def _run_on_hosts(job: Job, reporter: Reporter | None) -> None:
             context = chain.join(job.recipe, run, name, share)
             if context is None:
                 continue
-            if reporter:
-                reporter.enters(name)
+            place.enters(context.folder)
             if share.index == 0:
-                _control(job, f"{STAGE_MARK}{name}")
+                place.tell_of_stage(name)
             fingerprint = job.recipe.stages[name].run(context)
             if share.index == 0:
                 chain.finish(run, name, fingerprint)
@@ -230,7 +281,7 @@ def _alone(job: Job, run: "RunFolder") -> Iterator[None]:
         yield
 
 
-def _enter(job: Job, run: "RunFolder", name: str) -> "StageContext | None":
+def _enter(job: Job, run: "RunFolder", name: str, place: _Place) -> "StageContext | None":
     """Rank 0 decides and marks the stage as running; the others hear of it."""
     from engine import distributed
 
@@ -241,7 +292,7 @@ def _enter(job: Job, run: "RunFolder", name: str) -> "StageContext | None":
             _leave(answer.exit_code)
         return answer
     try:
-        context = _begin(job, run, name)
+        context = _begin(job, run, name, place)
     except OnwardError as error:
         distributed.broadcast_object(error)
         raise
@@ -249,7 +300,7 @@ def _enter(job: Job, run: "RunFolder", name: str) -> "StageContext | None":
     return context
 
 
-def _begin(job: Job, run: "RunFolder", name: str) -> "StageContext | None":
+def _begin(job: Job, run: "RunFolder", name: str, place: _Place) -> "StageContext | None":
     from launcher import chain
 
     # What the launcher has checked is not checked again: the others wait for rank 0 here.
@@ -257,7 +308,7 @@ def _begin(job: Job, run: "RunFolder", name: str) -> "StageContext | None":
     if context is None:
         logger.info("%s: done already", name)
         return None
-    _control(job, f"{STAGE_MARK}{name}")
+    place.tell_of_stage(name)
     return context
 
 
@@ -289,35 +340,25 @@ def _run_stage(job: Job, run: "RunFolder", context: "StageContext") -> None:
     distributed.barrier()
 
 
-def _control(job: Job, line: str) -> None:
-    if job.folder:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
-
-
-class _Marked(logging.Formatter):
-    """Marks every line, so that the launcher lets it through to the screen."""
-
-    def __init__(self, mark: str) -> None:
-        super().__init__("%(message)s")
-        self._mark = mark
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(self._mark + line for line in super().format(record).splitlines())
-
-
-def _log_progress(job: Job, rank: int) -> None:
-    """Rank 0's progress and everybody's warnings go to the screen; the rest to the log."""
-    handler = logging.StreamHandler(sys.stderr)
-    mark = MARK if job.folder else ""
-    handler.setFormatter(_Marked(mark if rank == 0 else f"{mark}rank {rank}: "))
+def _log_progress(log: RankLog | None, rank: int) -> None:
+    """Rank 0's progress and everybody's warnings go to the screen; the rest to the log alone."""
     for name in ("configs", "data_pipeline", "engine", "downstream", "launcher"):
         package = logging.getLogger(name)
-        package.handlers[:] = [handler]
+        package.handlers[:] = _handlers(log, rank)
         # Fine-tuning spreads its cells over the ranks: each has its own to tell of.
         talks = rank == 0 or name == "downstream"
         package.setLevel(logging.INFO if talks else logging.WARNING)
         package.propagate = False
+
+
+def _handlers(log: RankLog | None, rank: int) -> list[logging.Handler]:
+    """To the launcher, and to the rank's log with the time; by hand to the terminal alone."""
+    here = logging.StreamHandler(sys.stderr)
+    if log is None:
+        here.setFormatter(logging.Formatter(f"{f'rank {rank}: ' if rank else ''}%(message)s"))
+        return [here]
+    here.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return [ToLauncher(log, rank), here]
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ class MetricsHook(Hook):
             asked: finished steps -> the share of the rows that each source is to have by then.
         """
         self._lines = JsonLines(path)
-        self._starts = Starts(path.with_name("starts.jsonl"))
+        self._starts = Starts(path.with_name("starts.jsonl"), steps)
         self._vitals = Vitals()
         self._measures = list(measures)
         self._asked = asked

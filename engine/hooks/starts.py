@@ -9,12 +9,14 @@ from engine.protocols import Backend, Progress
 
 
 class Starts:
-    """Writes ``starts.jsonl``: step, time, host and ranks of each start of the stage.
+    """Writes ``starts.jsonl``: step, steps, time, host and ranks of each start of the stage.
 
     A start that was killed before it saved anything counts, so it cannot be in a checkpoint.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, steps: int) -> None:
+        """Set up; ``steps``: of the whole run."""
+        self._steps = steps
         self._lines = JsonLines(path)
         self._before: int | None = None
 
@@ -27,6 +29,7 @@ class Starts:
         self._lines.append(
             {
                 "step": progress.step,
+                "steps": self._steps,
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "host": socket.gethostname(),
                 "ranks": backend.world,

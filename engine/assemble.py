@@ -197,6 +197,7 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
         CheckpointHook,
         Garbage,
         Leaving,
+        LivePage,
         Measured,
         MetricsHook,
         Origin,
@@ -206,7 +207,9 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     from engine.watching import HeldOutRows, Surroundings
 
     stage, folder, steps = parts.stage, parts.context.folder, parts.steps
-    board = TensorBoardHook(folder / "tensorboard", session_of(parts))
+    session = session_of(parts)
+    board = TensorBoardHook(folder / "tensorboard", session)
+    page = LivePage(folder / "live.html", session.settings, stage.log_every, steps)
     metrics = MetricsHook(
         folder / "metrics.jsonl",
         parts.stream.sources,
@@ -251,7 +254,7 @@ def make_hooks(parts: Parts, oversight: "Oversight") -> list["Hook"]:
     # Last: the loop is left for what has been decided when the state is saved.
     deciders: list[ForgettingHook | ChoiceHook] = [*forgetting, *choice]
     leaving = [Leaving(deciders)] if deciders else []
-    return [*hooks, Garbage(), saving, *_profile(parts, board), *leaving]
+    return [*hooks, Garbage(), page, saving, *_profile(parts, board), *leaving]
 
 
 def _wishes(

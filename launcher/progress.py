@@ -65,7 +65,7 @@ class Follower:
         steps = last_start(self._folder).get("steps")
         left = self._pace.seconds_left(steps) if steps else None
         said = [f"{self._folder.name}: {format_metrics(last, steps)}"]
-        if left is not None:
+        if left:
             said.append(f"ETA {format_seconds(left)}")
         if self._place:
             said.append(f"({self._place})")

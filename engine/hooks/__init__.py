@@ -6,6 +6,7 @@ from engine.hooks.forgetting import ForgettingHook
 from engine.hooks.garbage import Garbage
 from engine.hooks.guard import GuardHook
 from engine.hooks.leaving import Leaving
+from engine.hooks.livepage import LivePage
 from engine.hooks.measured import Measured, MeasuringHook
 from engine.hooks.metrics import MetricsHook
 from engine.hooks.numbers import JsonLines, Sink
@@ -24,6 +25,7 @@ __all__ = [
     "GuardHook",
     "JsonLines",
     "Leaving",
+    "LivePage",
     "Measured",
     "MeasuringHook",
     "MetricsHook",

@@ -1,7 +1,9 @@
-"""TensorBoard on one run or several, on loopback only: a tree of links, and where to look first."""
+"""TensorBoard on one run or several: a tree of links, and where to look first."""
 
 import hashlib
+import ipaddress
 import json
+import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +15,9 @@ from urllib.parse import quote
 from configs.errors import DataError, ResourceError
 from configs.places import cache_folder
 from launcher.ports import free_port, require_free
-from launcher.run_folder import RunFolder
+from launcher.run_folder import LIVE_PAGE, RunFolder
 
+LOOPBACK = "127.0.0.1"
 _USUAL = 6006
 _EVENTS = "tensorboard"
 _SHOWN = ("pretrain", "finetune")
@@ -38,11 +41,13 @@ class Board:
         command: serves it.
         address: where it will be.
         pinned: tags of the curves that are shown first.
+        pages: of the runs' stages, as files.
     """
 
     command: list[str]
     address: str
     pinned: tuple[str, ...]
+    pages: tuple[Path, ...] = ()
 
     def told(self) -> list[str]:
         """Lines that say where to look."""
@@ -53,26 +58,30 @@ class Board:
             f"every curve       {self.address}/?smoothing=0&pinnedCards={pins}#timeseries",
             f"runs compared     {self.address}/#hparams",
             f"recipe, lineage   {self.address}/#text",
+            *(f"without a server  file://{quote(str(page))}" for page in self.pages),
             "(Ctrl-C ends it)",
         ]
 
 
-def open_board(folders: Sequence[Path], port: int | None) -> Board:
+def open_board(folders: Sequence[Path], port: int | None, host: str = LOOPBACK) -> Board:
     """Lay out the runs' event files for TensorBoard; nothing in the runs is changed.
 
     Args:
         folders: of runs, or that hold runs.
         port: to listen on; None: the usual one, or a free one.
+        host: address to listen at; whoever reaches it sees the runs.
 
     Raises:
         DataError: a folder holds no run, or no stage has event files yet.
-        ResourceError: the port asked for is in use, or the layout cannot be written.
+        ResourceError: the port asked for is in use, the address is not this machine's, or the
+            layout cannot be written.
     """
     runs = _named(list(dict.fromkeys(each for folder in folders for each in _runs_in(folder))))
     if not any(any(run.glob(f"*/{_EVENTS}/**/*tfevents*")) for run in runs.values()):
         where = ", ".join(str(run) for run in runs.values())
         msg = f"{where}: no stage has written TensorBoard files yet"
         raise DataError(msg)
+    _require_own(host)
     chosen = require_free(port) if port else _usual_or_free()
     tree, sessions = _lay_out(runs), list(_sessions(runs.values()))
     tags = sorted({tag for session in sessions for tag in session["tags"]})
@@ -82,7 +91,7 @@ def open_board(folders: Sequence[Path], port: int | None) -> Board:
         "-m",
         "tensorboard.main",
         f"--logdir={tree}",
-        "--host=127.0.0.1",
+        f"--host={host}",
         f"--port={chosen}",
         f"--samples_per_plugin={_SAMPLES}",
         # A stage that goes on elsewhere may name its new file as if it were older than the last.
@@ -90,7 +99,9 @@ def open_board(folders: Sequence[Path], port: int | None) -> Board:
         f"--window_title=Onward: {', '.join(runs)}",
     ]
     pinned = [tag for start in _PINNED for tag in tags if tag.startswith(start)]
-    return Board(command, f"http://127.0.0.1:{chosen}", tuple(pinned))
+    pages = [page for run in runs.values() for page in sorted(run.glob(f"*/{LIVE_PAGE}"))]
+    address = f"[{host}]" if ":" in host else host
+    return Board(command, f"http://{address}:{chosen}", tuple(pinned), tuple(pages))
 
 
 def _runs_in(folder: Path) -> list[Path]:
@@ -181,8 +192,36 @@ def _refused(tree: Path, error: OSError) -> ResourceError:
     )
 
 
+def open_to(host: str) -> str:
+    """Who can see what is served at an address; empty if it is this machine alone."""
+    if host == "localhost" or _is_loopback(host):
+        return ""
+    return (
+        f"--host {host}: everyone who reaches this machine there sees the runs, without a "
+        "password; `ssh -L` to the usual address shows them to you alone"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _require_own(host: str) -> None:
+    """ResourceError if the address is none of this machine's."""
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(place)
+    except OSError as error:
+        msg = f"--host {host}: not an address of this machine ({error.strerror or error})"
+        raise ResourceError(msg) from None
+
+
 def _usual_or_free() -> int:
     try:
         return require_free(_USUAL)
     except ResourceError:
-        return free_port("127.0.0.1")
+        return free_port()

@@ -55,7 +55,7 @@ def guarded(run: Callable[[], object]) -> None:
         if "--debug" in sys.argv:
             traceback.print_exception(error)
         tell(str(error) if isinstance(error, Preempted) else f"error: {error}")
-        _error_as_json(error)
+        _answer_with(error, error.exit_code)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our stdout has gone, as `| head` does.
@@ -72,8 +72,10 @@ def _end_otherwise(error: BaseException) -> None:
         raise error
     if isinstance(error, Interrupted):
         tell(f"{error}; run the same command again to go on")
+        _answer_with(error, error.exit_code)
         sys.exit(error.exit_code)
     if isinstance(error, KeyboardInterrupt):
+        _answer_with(error, 128 + signal.SIGINT)
         sys.exit(128 + signal.SIGINT)
     if "--debug" in sys.argv:
         raise error
@@ -88,12 +90,9 @@ def _end_otherwise(error: BaseException) -> None:
     sys.exit(1)
 
 
-def _error_as_json(error: OnwardError) -> None:
-    """A program that asked for JSON gets the error so, too."""
+def _answer_with(error: BaseException, exit_code: int) -> None:
+    """A program that asked for JSON gets the error, or the interruption, so, too."""
     if "--json" in sys.argv:
-        facts = {
-            "kind": type(error).__name__,
-            "message": str(error),
-            "exit_code": error.exit_code,
-        }
+        message = str(error) or "interrupted"
+        facts = {"kind": type(error).__name__, "message": message, "exit_code": exit_code}
         sys.stdout.write(json.dumps({"error": facts}, ensure_ascii=False) + "\n")

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import faulthandler
 import logging
+import math
 import os
 import sys
 import time
@@ -111,10 +112,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--report_to", type=Path, help="folder to leave word in for the launcher")
     parser.add_argument("--launch_id", help="the launcher's name for this launch")
     parser.add_argument("--replace", action="append", default=[], metavar="STAGE")
-    grace = os.environ.get("ONWARD_GRACE", GRACE_SECONDS)
-    parser.add_argument("--grace", type=float, default=grace, help="seconds for saving at a stop")
+    grace = os.environ.get("ONWARD_GRACE", str(GRACE_SECONDS))
+    parser.add_argument("--grace", type=_seconds, default=grace, help="for saving at a stop")
     parser.add_argument("--local_rank", type=int, help="given by deepspeed; the environment rules")
     return parser.parse_args(arguments)
+
+
+def _seconds(text: str) -> float:
+    """Of a grace; ``nan`` would have no end."""
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        msg = f"{text}: expected seconds, more than none"
+        raise argparse.ArgumentTypeError(msg)
+    return seconds
 
 
 def run(job: Job) -> NoReturn:

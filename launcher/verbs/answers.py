@@ -18,9 +18,10 @@ def stdout_kept_clean() -> Iterator[None]:
 
 
 def tell(line: str) -> None:
-    """A line for the person who watches, on stderr."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    """A line for the person who watches, on stderr; their terminal may be gone."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
 
 def answer(value: Mapping[str, Any], as_json: bool) -> None:  # noqa: FBT001 -- from typer's flag

@@ -87,14 +87,21 @@ def board(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: 6006, or a free one.")
     ] = None,
+    host: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="To listen at. Whoever reaches it sees the runs."),
+    ] = "127.0.0.1",
 ) -> None:
     """Show the curves, settings and lineage of runs in TensorBoard, from this machine alone.
 
-    Several runs are shown side by side. Stages that begin later appear by themselves.
+    Several runs are shown side by side. Stages that begin later appear by themselves. A page of
+    each training stage needs no server; where it lies is told, too.
     """
-    from launcher.board import open_board
+    from launcher.board import open_board, open_to
 
-    board = open_board(folders, port)
+    board = open_board(folders, port, host)
+    if who := open_to(host):
+        tell(f"warning: {who}")
     for line in board.told():
         tell(line)
     sys.stderr.flush()

@@ -1,5 +1,6 @@
 """Arguments and options that several verbs take."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -25,10 +26,21 @@ Hostfile = Annotated[
 MasterPort = Annotated[
     int | None, typer.Option(min=1, max=65535, help="Port of rank 0. Default: a free one.")
 ]
+
+
+def _numbered(seconds: float) -> float:
+    """Not ``nan``, which is neither below nor above any bound, nor without an end."""
+    if not math.isfinite(seconds):
+        msg = f"{seconds} is no number of seconds"
+        raise typer.BadParameter(msg)
+    return seconds
+
+
 Grace = Annotated[
     float,
     typer.Option(
         min=1.0,
+        callback=_numbered,
         envvar="ONWARD_GRACE",
         metavar="SECONDS",
         help="How long ranks may take to save their state when a signal stops the run.",

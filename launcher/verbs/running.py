@@ -93,8 +93,9 @@ def run(  # noqa: PLR0913, PLR0917 -- the options of a command line
 ) -> None:
     """Run a recipe's stages in order; finished ones are skipped, an interrupted one goes on.
 
-    A signal (SIGTERM, SIGUSR1, Ctrl-C) makes a training stage save its state and ends the run with
-    exit code 75; a second one, some seconds later, ends it at once. Run again to go on.
+    A signal (SIGTERM, SIGUSR1, Ctrl-C, a closed terminal) makes a training stage save its state and
+    ends the run with exit code 75; a second one, some seconds later, ends it at once. Run again to
+    go on.
     """
     conductor = make_conductor(
         recipe, words, processes, hostfile=hostfile, port=master_port, redo=redo, grace=grace

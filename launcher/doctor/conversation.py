@@ -53,6 +53,7 @@ class Conversation:
         """Start it; ``values`` are the environment that processes of a launch get there."""
         self._answers: queue.Queue[str | None] = queue.Queue()
         self._said: list[str] = []
+        self.is_given_up = False
         self._process = subprocess.Popen(
             command_on(name, module, values, extra),
             stdin=subprocess.PIPE,
@@ -91,6 +92,11 @@ class Conversation:
             raise SilenceError(self._reason(about))
         answer: dict[str, Any] = json.loads(found)
         return answer
+
+    def give_up(self) -> None:
+        """End it in mid-sentence; whoever waits for its words gets SilenceError."""
+        self.is_given_up = True
+        self._process.kill()
 
     def close(self) -> None:
         """Let it go; what hangs is ended: ssh here, and there it ends as its line is closed."""

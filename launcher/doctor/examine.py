@@ -22,7 +22,8 @@ from launcher.exports import exports, own_files
 from launcher.hosts import Host, is_local, read_hostfile
 
 _NOT_BEFORE = {"ssh", "answers", "one name a machine", "first host", "installed", "same versions",
-               "same paths", "interfaces", "own names", "connections"}  # fmt: skip
+               "same paths", "interfaces", "own names", "connections",
+    "port"}  # fmt: skip
 """While one of these finds an error, processes would not meet."""
 
 

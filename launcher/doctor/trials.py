@@ -1,7 +1,7 @@
 """Timed sums between every two hosts and over all: started as a launch would start its ranks."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ _MODULE = "launcher.doctor.trial"
 _START_SECONDS = 90.0
 """To start Python and import torch, from a slow file system if need be."""
 _ROUND_SECONDS = 10.0
+_GRACE_SECONDS = 5.0
+GIVEN_UP = "given up, as another one had failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,11 @@ def collectives(meeting: Meeting) -> dict[str, Any]:
     ``errors``: by host. If all were done also ``device``, ``pairs`` (``hosts``, ``latency`` in
     seconds, ``bandwidth`` in bytes/s, ``bytes``) and ``all``.
     """
-    with ThreadPoolExecutor(max_workers=max(2, len(meeting.names))) as pool:
-        told = list(pool.map(lambda rank: _follow(meeting, rank), range(len(meeting.names))))
+    talks = [_start(meeting, rank) for rank in range(len(meeting.names))]
+    with ThreadPoolExecutor(max_workers=len(talks)) as pool:
+        following = [pool.submit(_follow, talk, len(talks)) for talk in talks]
+        _end_after_the_first_failure(following, talks)
+        told = [future.result() for future in following]
     found: dict[str, Any] = {
         "place": f"{meeting.address}:{meeting.port}",
         "came": {n: t["event"] for n, t in zip(meeting.names, told, strict=True)},
@@ -63,19 +68,35 @@ def _gathered(names: Sequence[str], told: Sequence[Mapping[str, Any]]) -> dict[s
     return {"device": told[0]["device"], "pairs": pairs, "all": told[0]["all"]}
 
 
-def _follow(meeting: Meeting, rank: int) -> dict[str, Any]:
-    """The last that one process has said; ``error`` if it was not that it is done."""
-    world = len(meeting.names)
+def _end_after_the_first_failure(
+    following: Sequence[Future[dict[str, Any]]], talks: Sequence[Conversation]
+) -> None:
+    """The others would wait for it; they have some seconds to say something of their own."""
+    left = set(following)
+    while left:
+        done, left = wait(left, return_when=FIRST_COMPLETED)
+        if any(future.result()["error"] for future in done):
+            wait(left, timeout=_GRACE_SECONDS)
+            for future, talk in zip(following, talks, strict=True):
+                if not future.done():
+                    talk.give_up()
+            return
+
+
+def _start(meeting: Meeting, rank: int) -> Conversation:
     values = {
         **meeting.values,
         "RANK": str(rank),
-        "WORLD_SIZE": str(world),
+        "WORLD_SIZE": str(len(meeting.names)),
         "LOCAL_RANK": "0",
         "MASTER_ADDR": meeting.address,
         "MASTER_PORT": str(meeting.port),
     }
-    name = meeting.names[rank] if meeting.by_ssh else None
-    talk = Conversation(name, values, _MODULE)
+    return Conversation(meeting.names[rank] if meeting.by_ssh else None, values, _MODULE)
+
+
+def _follow(talk: Conversation, world: int) -> dict[str, Any]:
+    """The last that one process has said; ``error`` if it was not that it is done."""
     waits = {
         "started": _START_SECONDS,
         "called": _START_SECONDS + JOIN_SECONDS,
@@ -91,6 +112,7 @@ def _follow(meeting: Meeting, rank: int) -> dict[str, Any]:
             event = said["event"]
     except SilenceError as silence:
         last = (silence.reason.said.splitlines() or [f"exit code {silence.reason.code}"])[-1]
+        last = GIVEN_UP if talk.is_given_up else last
         return {"event": event, "error": last}
     finally:
         talk.close()

@@ -6,6 +6,7 @@ from typing import Any
 
 from launcher.doctor.finding import Finding
 from launcher.doctor.scene import Scene
+from launcher.doctor.trials import GIVEN_UP
 
 _SLOW = 0.5
 """Of the median of the others."""
@@ -19,10 +20,11 @@ def judge_meeting(scene: Scene) -> Iterator[Finding]:
     told = scene.collectives
     if not told.get("errors"):
         return
-    came, errors, place = told["came"], told["errors"], told["place"]
+    came, place = told["came"], told["place"]
+    errors = _causes(told["errors"])
     first = next(iter(came))
-    absent = [n for n, event in came.items() if event == "nothing"]
-    far = [n for n, event in came.items() if event == "started" and n != first]
+    absent = [name for name in errors if came[name] == "nothing"]
+    far = [name for name in errors if came[name] == "started" and name != first]
     for name in absent:
         what = f"its process did not start: {_last(errors[name])}"
         yield Finding(what, name, "see what Python says there", details=told)
@@ -36,13 +38,20 @@ def judge_meeting(scene: Scene) -> Iterator[Finding]:
     if absent or far:
         return
     for name, error in errors.items():
-        step = "met the others, but then" if came[name] == "joined" else "reached rank 0, but then"
+        step = "met the others, then" if came[name] == "joined" else f"came to {place}, then"
         yield Finding(
             f"{step} failed: {_last(error)}",
             name,
             "choose a network that all hosts share: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME",
             details=told,
         )
+
+
+def _causes(errors: Mapping[str, str]) -> Mapping[str, str]:
+    """Those that did not only follow from another; where all that failed had waited, all."""
+    own = {name: error for name, error in errors.items() if error != GIVEN_UP}
+    has_waited = all("timed out" in error.lower() for error in own.values())
+    return errors if has_waited else own
 
 
 def judge_pace(scene: Scene) -> Iterator[Finding]:

@@ -50,7 +50,7 @@ class Network:
         }
 
     def _listen(self, address: str, port: int) -> dict[str, Any] | None:
-        """Let others call at a port (0: a free one); whoever does hears a word that only we know."""
+        """Let others call at a port (0: a free one); who does hears a word that only we know."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         place = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -79,10 +79,8 @@ def call(peers: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, str]:
         return {}
     with ThreadPoolExecutor(max_workers=min(64, len(peers))) as pool:
         answers = pool.map(lambda peer: _call(peer, seconds), peers)
-        return {
-            f"{p['name']} {p['address']} {p['port']}": a
-            for p, a in zip(peers, answers, strict=True)
-        }
+        names = [f"{peer['name']} {peer['address']} {peer['port']}" for peer in peers]
+        return dict(zip(names, answers, strict=True))
 
 
 def _call(peer: Mapping[str, Any], seconds: float) -> str:

@@ -99,8 +99,8 @@ def _follow(talk: Conversation, world: int) -> dict[str, Any]:
     """The last that one process has said; ``error`` if it was not that it is done."""
     waits = {
         "started": _START_SECONDS,
-        "called": _START_SECONDS + JOIN_SECONDS,
-        "joined": _START_SECONDS + JOIN_SECONDS,
+        "called": JOIN_SECONDS + _GRACE_SECONDS,
+        "joined": JOIN_SECONDS + _GRACE_SECONDS,
         "measured": LIMIT.total_seconds() + _ROUND_SECONDS * len(rounds(world)),
     }
     event = "nothing"

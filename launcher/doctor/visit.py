@@ -59,9 +59,10 @@ class Visit:
             list(pool.map(lambda talk: talk.close(), self._open.values()))
         self._open.clear()
 
-    def ask(self, section: str, seconds: float = _ANSWER_SECONDS, **question: Any) -> None:
+    def ask(self, section: str, seconds: float | None = None, **question: Any) -> None:
         """The same question to all."""
-        self._at_once(lambda _, talk: talk.ask(section, seconds, **question), section)
+        limit = seconds or _ANSWER_SECONDS
+        self._at_once(lambda _, talk: talk.ask(section, limit, **question), section)
 
     def ask_devices(self) -> None:
         """How many GPUs; importing torch takes its time where there are any."""

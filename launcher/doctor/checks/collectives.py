@@ -38,9 +38,9 @@ def judge_meeting(scene: Scene) -> Iterator[Finding]:
     if absent or far:
         return
     for name, error in errors.items():
-        step = "met the others, then" if came[name] == "joined" else f"came to {place}, then"
+        step = "met the others, then failed: " if came[name] == "joined" else ""
         yield Finding(
-            f"{step} failed: {_last(error)}",
+            f"{step}{_last(error)}",
             name,
             "choose a network that all hosts share: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME",
             details=told,

@@ -1,6 +1,7 @@
 """Processes and what they exchange: the only user of torch.distributed; alone, the identity."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -9,7 +10,9 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from configs.errors import LaunchError, OnwardError
+from engine import rendezvous
 from engine.listening import keep_to_loopback, meeting_socket
+from engine.rendezvous import Meeting
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +37,9 @@ def device() -> "torch.device":
     return torch.device("cuda", local_rank())
 
 
-def start(communication: str | None = None, limit: timedelta = LIMIT) -> None:
+def start(
+    communication: str | None = None, limit: timedelta = LIMIT, meeting: Meeting | None = None
+) -> None:
     """Join the other processes that the launcher's environment names; twice is once.
 
     Without that environment a group of this process alone is made, which needs no port. With it
@@ -42,10 +47,13 @@ def start(communication: str | None = None, limit: timedelta = LIMIT) -> None:
 
     Args:
         communication: ``gloo`` or ``nccl``; None takes the one that fits the device.
-        limit: how long a collective may take before it fails.
+        limit: how long a collective may take before it fails. How long the processes wait for
+            each other here is ``rendezvous.join_seconds``.
+        meeting: what this process tells the others first, and what it wants to hear.
 
     Raises:
-        LaunchError: the environment is incomplete, or the others cannot be reached.
+        LaunchError: the environment is incomplete, others have not come or cannot be reached, or
+            what they tell does not fit.
     """
     import torch
     import torch.distributed as dist
@@ -69,28 +77,53 @@ def start(communication: str | None = None, limit: timedelta = LIMIT) -> None:
         )
         raise LaunchError(msg)
     keep_to_loopback()
+    _join(chosen, limit, meeting or Meeting())
+
+
+def _join(chosen: str, limit: timedelta, meeting: Meeting) -> None:
+    """Meet the others, then make the groups; what keeps ranks apart is told soon, and by name."""
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d
+
+    number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    wait = timedelta(seconds=rendezvous.join_seconds())
+    store = _meeting_place(number, size, wait)
+    cards = rendezvous.gather(store, number, size, meeting)
     try:
-        number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        store = _meeting_place(number, size, limit)
-        dist.init_process_group(chosen, store=store, rank=number, world_size=size, timeout=limit)
-        if dist.get_world_size() > 1:
+        dist.init_process_group(chosen, store=store, rank=number, world_size=size, timeout=wait)
+        distributed_c10d._set_pg_timeout(limit)
+        store.set_timeout(limit)
+        if size > 1:
             # The limit is no heirloom: a group made without one waits for ever.
             _control[:] = [dist.new_group(backend="gloo", timeout=limit)]
     except (RuntimeError, ValueError) as error:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        msg = f"rank {os.environ['RANK']} could not join the others at {where}: {error}"
-        raise LaunchError(msg) from error
+        raise LaunchError(rendezvous.apart(number, cards, error)) from error
 
 
 def _meeting_place(number: int, size: int, limit: timedelta) -> Any:
     """The store by which the ranks find each other; rank 0 holds it, or torchrun if it started."""
     from torch._C._distributed_c10d import TCPStore
 
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    if number or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return TCPStore(address, port, size, timeout=limit)
-    listening = meeting_socket().detach()
-    return TCPStore(address, port, size, is_master=True, timeout=limit, master_listen_fd=listening)
+    name, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_held_here = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    listening = meeting_socket().detach() if is_held_here else None
+    try:
+        return TCPStore(
+            name,
+            port,
+            size,
+            is_master=is_held_here,
+            timeout=limit,
+            # Who has come is asked later, so that who has not can be named.
+            wait_for_workers=False,
+            master_listen_fd=listening,
+        )
+    except RuntimeError as error:
+        msg = (
+            f"rank {number} on {socket.gethostname()} could not reach rank 0 at {name}:{port} "
+            f"within {limit.total_seconds():g} s: {error}"
+        )
+        raise LaunchError(msg) from error
 
 
 def stop() -> None:

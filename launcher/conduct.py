@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from launcher import chain, provenance
+from launcher.agreement import local_paths
 from launcher.command import deepspeed_program
 from launcher.hosts import require_reachable
 from launcher.interruption import signals_interrupt
 from launcher.links import ChainRecipe
 from launcher.processes import Tell
 from launcher.run_folder import RunFolder
+from launcher.shared import require_shared
 from launcher.start import Placement, launch_stages
 
 Precheck = Callable[[Sequence[str], int], None]
@@ -70,6 +72,8 @@ class Conductor:
         with signals_interrupt(), self.folder.lock():
             self.folder.remove_leftovers()
             names = chain.select(self.recipe, self.folder, self.request)
+            launched = (self.recipe.stages[name] for name in names if self._is_launched(name))
+            require_shared(hosts, self.folder.root, local_paths(launched))
             self._record({host.name: host.slots for host in hosts})
             for name in names:
                 if name in self.request.redo:

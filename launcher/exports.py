@@ -9,6 +9,7 @@ from configs.errors import RecipeError
 # Nothing secret: deepspeed puts these on a command line that every user of the hosts can read.
 _FORWARDED = (
     "ONWARD_CACHE",
+    "ONWARD_JOIN_SECONDS",
     "ONWARD_REMOTE_DEADLINE",
     "ONWARD_REMOTE_TIMEOUT",
     "DS_ACCELERATOR",

@@ -14,7 +14,7 @@ from pathlib import Path
 from configs.errors import BY_NAME, OnwardError, ResourceError
 from configs.stage import Runs
 from engine.watchdog import VERDICT
-from launcher import chain, environment, jit, ports
+from launcher import agreement, chain, environment, jit, ports
 from launcher.command import Launch, deepspeed_command, deepspeed_program
 from launcher.exports import exports, format_exports, own_files
 from launcher.following import Shown, follow
@@ -170,6 +170,7 @@ def _prepare(
     for name in names:
         (run.stage(name) / "launcher.log").unlink(missing_ok=True)
     hosts = placement.hosts()
+    agreement.write_places(folder, hosts)
     if hosts:
         write_atomically(folder / "hostfile", format_hostfile(hosts))
     return Launch(

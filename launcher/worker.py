@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from configs.errors import LaunchError, OnwardError, Preempted, RecipeError
 from configs.stop import StopRequest
 from configs.yaml_source import nearest
-from launcher import environment
+from launcher import agreement, environment
 from launcher.heartbeat import Pulse
 from launcher.outcome import Reporter, says_lost_peer
 from launcher.rank_log import STAGE_MARK, RankLog, ToLauncher
@@ -72,6 +72,8 @@ def main(arguments: Sequence[str] | None = None, load: Load | None = None) -> No
     )
     os.environ.update(made)
     try:
+        if given.report_to:
+            agreement.require_seen(given.report_to)
         recipe = (load or _load_recipe)(given.recipe)
         _require_launched(recipe, given.stages)
     except OnwardError as error:
@@ -242,7 +244,8 @@ def _run_stages(job: Job, place: _Place) -> None:
         jit.build_operators()
     run = RunFolder(job.recipe.output)
     with _alone(job, run):
-        distributed.start()
+        paths = agreement.local_paths(job.recipe.stages[name] for name in job.stages)
+        distributed.start(meeting=agreement.meeting(job.folder, paths))
         for name in job.stages:
             _end_if_asked(job, name)
             context = _enter(job, run, name, place)

@@ -68,6 +68,8 @@ class ClusterHost:
     name: str
     address: str
     cluster: "Cluster"
+    on_boot: Callable[["ClusterHost"], None] | None = None
+    """What starts with it, beside sshd."""
     _holder: subprocess.Popen[str] | None = None
     _commands: list[Started] = field(default_factory=list)
 
@@ -99,6 +101,8 @@ class ClusterHost:
         self.cluster.switch.plug(self.name, self.address, self.pid)
         self._to_holder("plugged")
         self._await("ready")
+        if self.on_boot is not None:
+            self.on_boot(self)
 
     def power_off(self) -> None:
         """Every process of it is gone at once, and nobody is told: the cable falls silent first."""

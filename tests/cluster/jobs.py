@@ -80,9 +80,11 @@ class Job:
         """What the last one that was begun said."""
         return self.place / "said"
 
-    def wait_for_strike(self) -> None:
-        """Until a rank has come to where its fault is."""
-        wait_until(self.struck.exists, LONGEST, f"a fault strikes; {self.log.read_text()}")
+    def wait_for_strike(self, started: Started) -> None:
+        """Until a rank has come to where its fault is; RuntimeError if the launch ends first."""
+        wait_until(lambda: self.struck.exists() or started.poll() is not None, LONGEST, "a fault")
+        if not self.struck.exists():
+            raise RuntimeError(self.log.read_text())
 
     def numbers(self) -> dict[str, Any]:
         """Losses, measurements and weights of the finished run."""

@@ -80,7 +80,7 @@ def test_it_goes_on_on_one_host_and_on_three(three, data, whole):
 def broken_off(job: Job, pair: list[ClusterHost], fault: str, strike: str) -> str:
     """Something happens to the second host while a rank holds still; what the user is told."""
     started = job.start(pair, fault=fault)
-    job.wait_for_strike()
+    job.wait_for_strike(started)
     getattr(pair[1], strike)()
     assert started.wait(LONGEST) == 5, job.log.read_text()
     said = job.log.read_text()

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None, load: Load | None = None) -> No
     )
     os.environ.update(made)
     try:
-        if given.report_to:
+        if given.launch_id:
             agreement.require_seen(given.report_to)
         recipe = (load or _load_recipe)(given.recipe)
         _require_launched(recipe, given.stages)

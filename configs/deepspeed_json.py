@@ -41,6 +41,9 @@ def read_deepspeed(given: str | Mapping[str, Any]) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         msg = f"{path}:{error.lineno}: not JSON: {error.msg}"
         raise RecipeError(msg) from None
+    except (OSError, ValueError, RecursionError) as error:
+        msg = f"{path}: cannot be read as JSON: {getattr(error, 'strerror', None) or error}"
+        raise RecipeError(msg) from None
     if not isinstance(values, dict):
         msg = f"{path}: expected a JSON object, found {type(values).__name__}"
         raise RecipeError(msg)

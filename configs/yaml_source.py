@@ -1,6 +1,7 @@
 """A YAML file as plain values that still know which line each of them stands on."""
 
 import difflib
+import io
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,34 @@ import yaml
 from configs.errors import RecipeError
 
 Key = str | int
+_UNREADABLE = (ValueError, KeyError, AttributeError, TypeError)
+"""What PyYAML's constructors raise over a value that is none of its tag's."""
 _LARGEST, _DEEPEST = 100_000, 50
+_MOST_BYTES = 8 << 20
+_LONGEST_NUMBER = 128
+# NUL ends a path for the kernel, and half a surrogate pair cannot be written.
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, reading ``1e-3`` as the number it is in YAML 1.2 and JSON."""
+
+    _merged = 0
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put what is merged (``<<``) in its place, unless it is more than a recipe can be."""
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if isinstance(each, yaml.MappingNode):
+                        self.flatten_mapping(each)
+                        self._merged += len(each.value)
+                    if self._merged > _LARGEST:
+                        problem = f"merges (<<) that grow beyond {_LARGEST} keys"
+                        raise yaml.constructor.ConstructorError(
+                            None, None, problem, node.start_mark
+                        )
+        super().flatten_mapping(node)
 
 
 class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # if built
@@ -124,14 +148,22 @@ def nearest(given: str, known: Iterable[str]) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            msg = f"{path}: more than {_MOST_BYTES >> 20} MiB, which no recipe is"
+            raise RecipeError(msg)
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except FileNotFoundError:
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         hint = f"; {path.parent} holds: {', '.join(sorted(beside)[:10])}" if beside else ""
         msg = f"{path}: no such recipe{hint}"
     except IsADirectoryError:
         msg = f"{path}: expected a YAML file, found a folder"
-    except UnicodeDecodeError as error:
+    except (OSError, ValueError) as error:
+        if not isinstance(error, UnicodeDecodeError):
+            msg = f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+            raise RecipeError(msg) from None
         line = error.object[: error.start].count(b"\n") + 1
         msg = f"{path}:{line}: not UTF-8 (byte {error.start}); save the file as UTF-8"
     raise RecipeError(msg)
@@ -139,17 +171,36 @@ def _read_text(path: Path) -> str:
 
 def _compose(path: Path, text: str) -> yaml.Node:
     try:
+        _refuse_depth(path, text)
         try:
             root = yaml.compose(text, Loader=_FastLoader)
         except yaml.YAMLError:
             root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise _broken(path, error) from None
+    except ValueError as error:
+        msg = f"{path}: not YAML that a recipe may use: {error}"
+        raise RecipeError(msg) from None
     if not isinstance(root, yaml.MappingNode):
         found = "nothing" if root is None else root.tag.rpartition(":")[2]
         msg = f"{path}:1: expected keys with values (name: ..., stages: ...), found {found}"
         raise RecipeError(msg)
     return root
+
+
+def _refuse_depth(path: Path, text: str) -> None:
+    """Before anything recurses: libyaml's own recursion ends the process where it is too deep."""
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=_FastLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                msg = f"{path}:{line}: nested more than {_DEEPEST} levels deep"
+                raise RecipeError(msg)
+    except (yaml.YAMLError, ValueError):
+        return  # whoever composes it says more
 
 
 def _construct(path: Path, root: yaml.Node) -> dict[str, Any]:
@@ -158,23 +209,41 @@ def _construct(path: Path, root: yaml.Node) -> dict[str, Any]:
         values = _Loader("").construct_document(root)
     except yaml.YAMLError as error:
         raise _broken(path, error) from None
-    except ValueError as error:
+    except _UNREADABLE as error:
         msg = f"{path}: a value that YAML cannot read: {error}"
         raise RecipeError(msg) from None
-    return dict(_unshare(path, values, [0]))
+    except RecursionError:
+        msg = f"{path}: an alias (*name) or a merge (<<) that leads back to itself"
+        raise RecipeError(msg) from None
+    return dict(_unshare(str(path), values, [0]))
 
 
-def _unshare(path: Path, value: Any, count: list[int], depth: int = 0) -> Any:
-    """A copy in which no two places are one object, so that an override reaches one place only."""
+def _unshare(path: str, value: Any, count: list[int], depth: int = 0) -> Any:
+    """A copy in which no two places are one object, so that an override reaches one place only.
+
+    RecipeError for what no key takes, and what would fail wherever it is written or shown.
+    """
     count[0] += 1
     if count[0] > _LARGEST or depth > _DEEPEST:
         msg = f"{path}: aliases (*name) that grow beyond {_LARGEST} values or {_DEEPEST} levels"
         raise RecipeError(msg)
     if isinstance(value, dict):
+        _require_usable(path, *value)
         return {key: _unshare(path, below, count, depth + 1) for key, below in value.items()}
     if isinstance(value, list):
         return [_unshare(path, below, count, depth + 1) for below in value]
+    _require_usable(path, value)
     return value
+
+
+def _require_usable(path: str, *values: object) -> None:
+    for value in values:
+        if isinstance(value, str) and (found := _UNUSABLE.search(value)):
+            msg = f"{path}: {value[:60]!r} holds the character {found[0]!r}, which no text may"
+            raise RecipeError(msg)
+        if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER:
+            msg = f"{path}: a whole number of {value.bit_length()} bits, which no key takes"
+            raise RecipeError(msg)
 
 
 def _broken(path: Path, error: yaml.YAMLError) -> RecipeError:
@@ -231,13 +300,16 @@ def _child(node: yaml.Node, key: Key) -> tuple[yaml.Node, int] | None:
 
 def _parse_override(text: str) -> Override:
     path, equals, value = text.partition("=")
+    _require_usable(f"command line: {text[:80]!r}", text)
     keys = tuple(path.split("."))
     if not equals or not all(keys):
         msg = f"command line: {text}: expected key.path=value, such as stages.base.steps=200"
         raise RecipeError(msg)
     try:
-        return Override(text, keys, yaml.load(value, Loader=_Loader))
-    except yaml.YAMLError:
+        loaded = yaml.load(value, Loader=_Loader)
+        found = _unshare(f"command line: {text[:80]!r}", loaded, [0])
+        return Override(text, keys, found)
+    except (yaml.YAMLError, *_UNREADABLE, RecursionError):
         msg = f"command line: {text}: the value is not YAML; quote it, such as key='\"text\"'"
         raise RecipeError(msg) from None
 

@@ -171,10 +171,13 @@ def _read(folder: Path) -> list[dict[str, Any]]:
     try:
         values = json.loads(card.read_bytes())
         settings = [dict(each["settings"]) for each in values["adaptations"]]
+        if not all(isinstance(each["name"], str) for each in settings):
+            msg = "an adaptation without its name"
+            raise ValueError(msg)
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         is_known = values["format"] == FORMAT
         is_whole = values["sha256"] == digest
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         msg = f"{card}: missing or damaged: {error}"
         raise CheckpointError(msg) from error
     if not is_known or not is_whole:

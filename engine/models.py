@@ -173,6 +173,9 @@ def read_shape(given: str | Mapping[str, Any]) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         msg = f"{path}:{error.lineno}: not JSON: {error.msg}"
         raise RecipeError(msg) from None
+    except (OSError, ValueError, RecursionError) as error:
+        msg = f"{path}: cannot be read as JSON: {getattr(error, 'strerror', None) or error}"
+        raise RecipeError(msg) from None
     return _with_type(values, str(path))
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from configs.errors import BY_NAME, LaunchError, OnwardError, Preempted, ResourceError
 from configs.schema import Config
 from launcher.interruption import Interrupted
@@ -140,8 +142,12 @@ def _kind(error: BaseException) -> str:
 
 def read_outcomes(folder: Path) -> list[Outcome]:
     """What the ranks have left, by rank."""
-    texts = [path.read_text(encoding="utf-8") for path in folder.glob("rank-*.json")]
-    found = [Outcome.model_validate_json(text) for text in texts]
+    found = []
+    for path in folder.glob("rank-*.json"):
+        try:
+            found.append(Outcome.model_validate_json(path.read_bytes()))
+        except ValidationError:
+            logger.warning("%s: not what a rank writes; passed over", path)
     return sorted(found, key=lambda outcome: outcome.rank)
 
 

@@ -145,9 +145,14 @@ class Board:
 
     def _record(self, phase: str, task: str) -> Any:
         try:
-            return json.loads(self._path(phase, task).read_bytes())
-        except (FileNotFoundError, json.JSONDecodeError):
+            record = json.loads(self._path(phase, task).read_bytes())
+            sizes = dict(record["files"])
+            machine = {"host": str(record["machine"]["host"]), "start": record["machine"]["start"]}
+            if not isinstance(record["facts"], dict):
+                return None
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
+        return {"facts": record["facts"], "files": sizes, "machine": machine}
 
     def _path(self, phase: str, task: str) -> Path:
         return self.folder / phase / f"{task}.json"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from data_pipeline.whole_file import write_whole
 FILE = "prepared.json"
 REJECTED = "rejected.jsonl"
 REMOVED = "removed.jsonl.gz"
+_SIDE = re.compile(r"\w[\w.+-]*/(train|held_out)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,13 @@ class State:
     def left(cls, folder: Path) -> "State":
         """What the last run has left, whatever its key; key "" where there is none."""
         try:
-            values = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+            values = json.loads((folder / FILE).read_bytes())
+            found = cls(str(values["key"]), dict(values["files"]), dict(values["made"]))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return cls("")
-        return cls(values["key"], values["files"], values["made"])
+        digests = all(isinstance(digest, str) for digest in found.made.values())
+        files = all(isinstance(listed, list) for listed in found.files.values())
+        return found if digests and files and all(map(_is_output, found.made)) else cls("")
 
     @property
     def fingerprint(self) -> str:
@@ -68,6 +73,11 @@ class State:
             name: digest for name, digest in self.made.items() if made_at(folder, name) == digest
         }
         return found if "tokenizer" in found else {}
+
+
+def _is_output(name: str) -> bool:
+    """Whether it can name an output, and nothing beside the stage's folder."""
+    return name == "tokenizer" or _SIDE.fullmatch(name) is not None
 
 
 def output_folder(folder: Path, name: str) -> Path:

@@ -412,7 +412,7 @@ def export_problems(folder: Path) -> list[str]:
     problems = []
     for name, expected in card["files"].items():
         path = folder / name
-        if not _is_inside(name) or path.is_symlink() or not path.is_file():
+        if not _is_inside(name) or _is_linked(folder, path) or not path.is_file():
             problems.append(f"{path}: missing")
         elif _sha256(path) != expected["sha256"]:
             problems.append(f"{path}: damaged: sha256 is not the one in {CARD}")
@@ -422,7 +422,17 @@ def export_problems(folder: Path) -> list[str]:
 def _is_inside(name: str) -> bool:
     """Whether a card may name it: a file of the folder, or of a folder within."""
     parts = Path(name).parts
-    return 0 < len(parts) <= 2 and ".." not in parts and not Path(name).is_absolute()
+    return (
+        0 < len(parts) <= 2
+        and ".." not in parts
+        and not Path(name).is_absolute()
+        and "\0" not in name
+    )
+
+
+def _is_linked(folder: Path, path: Path) -> bool:
+    """Whether it, or the folder within that it lies in, is a link: it may lead anywhere."""
+    return path.is_symlink() or (path.parent != folder and path.parent.is_symlink())
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -430,7 +440,10 @@ def read_card(folder: Path) -> dict[str, Any]:
     try:
         card = json.loads((folder / CARD).read_bytes())
         known = card["format"] == FORMAT and card["fingerprint"] == _fingerprint(card["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(file["sha256"], str) for file in card["files"].values()):
+            msg = "a file without its sha256"
+            raise ValueError(msg)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         msg = f"{folder / CARD}: missing or damaged: {error}"
         raise CheckpointError(msg) from error
     if not known:

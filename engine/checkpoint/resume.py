@@ -137,15 +137,17 @@ def _content_problems(folder: Path, ranks: Ranks, verify: Verify) -> list[str]:
 
 def _read(folder: Path) -> Checkpoint:
     manifest = commit.read_manifest(folder)
-    record = json.loads((folder / STATE).read_bytes())
-    return Checkpoint(
-        folder,
-        manifest["step"],
-        manifest["fingerprint"],
-        manifest["world"],
-        record["state"],
-        record["backend"],
-    )
+    try:
+        record = json.loads((folder / STATE).read_bytes())
+        facts = manifest["step"], manifest["fingerprint"], manifest["world"]
+        states = record["state"], record["backend"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        msg = f"{folder}: its {commit.MANIFEST} or {STATE} is not a checkpoint's: {error!r}"
+        raise CheckpointError(msg) from error
+    if not all(isinstance(state, dict) for state in states):
+        msg = f"{folder / STATE}: not the state of a checkpoint"
+        raise CheckpointError(msg)
+    return Checkpoint(folder, *facts, *states)
 
 
 def _require_same_model(store: FragmentStore, backend: "Backend") -> None:

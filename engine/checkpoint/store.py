@@ -55,7 +55,8 @@ class FragmentStore:
             self._parameters = {
                 name: _parameter(entry) for name, entry in index["parameters"].items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            _require_held(folder, self._parameters)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             msg = f"{folder / INDEX}: not the index of a checkpoint: {error}"
             raise CheckpointError(msg) from error
         self._files: dict[str, Any] = {}
@@ -162,6 +163,32 @@ def _parameter(entry: dict[str, Any]) -> _Parameter:
         for key, state in entry["states"].items()
     }
     return _Parameter(tuple(int(size) for size in entry["shape"]), states)
+
+
+def _require_held(folder: Path, parameters: dict[str, _Parameter]) -> None:
+    """ValueError for states larger than the files they are said to lie in.
+
+    Memory is asked for by what the index says: it must not say more than is there.
+    """
+    widths = {stored.name: stored.width for stored in DTYPES.values()}
+    said: dict[str, int] = {}
+    for name, parameter in parameters.items():
+        for key, state in parameter.states.items():
+            total = 0
+            for held in state.pieces:
+                if held.start < 0 or held.length < 0:
+                    msg = f"{name}: a piece of '{key}' from {held.start}, {held.length} long"
+                    raise ValueError(msg)
+                total += held.length
+                said[held.file] = said.get(held.file, 0) + held.length * widths[state.dtype]
+            if total != prod(parameter.shape) or min(parameter.shape, default=0) < 0:
+                msg = f"{name}: {total} values of '{key}', its shape is {parameter.shape}"
+                raise ValueError(msg)
+    for file, size in said.items():
+        path = folder / file
+        if path.is_file() and size > path.stat().st_size:
+            msg = f"{path} is smaller than the {size} bytes that it is said to hold"
+            raise ValueError(msg)
 
 
 def _held(file: str, start: int, length: int) -> _Held:

@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz [--inputs 100000] [--seed 1]``: damaged inputs to every reader, counted."""
+"""``python -m tests.fuzz [--inputs N] [--seed N]``: damaged inputs to every reader, counted."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from tests.fuzz.campaign import Found, try_all
-from tests.fuzz.targets import _MAKERS
+from tests.fuzz.targets import READERS
 
 
 def main() -> None:
@@ -25,15 +25,17 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="write the counts to this file, too")
     given = parser.parse_args()
-    if unknown := sorted({*given.readers} - {*_MAKERS}):
-        parser.error(f"{', '.join(unknown)}: no such reader; there are {', '.join(_MAKERS)}")
+    if unknown := sorted({*given.readers} - {*READERS}):
+        parser.error(f"{', '.join(unknown)}: no such reader; there are {', '.join(READERS)}")
     began = time.monotonic()
-    found = fuzz(given.readers or list(_MAKERS), given.inputs, given.seed, given.processes)
+    found = fuzz(given.readers or list(READERS), given.inputs, given.seed, given.processes)
     total = sum(each.inputs for each in found.values())
     kinds = sum((each.kinds for each in found.values()), Counter())
     crashes = [crash for each in found.values() for crash in each.crashes]
-    print(f"{total:,} inputs in {time.monotonic() - began:.0f} s: {_kinds(kinds)}; "
-          f"crashes {len(crashes)}")
+    seconds = time.monotonic() - began
+    sys.stdout.write(
+        f"{total:,} inputs in {seconds:.0f} s: {_kinds(kinds)}; crashes {len(crashes)}\n"
+    )
     if given.json:
         told = {"inputs": total, "kinds": dict(kinds), "crashes": crashes, "seed": given.seed}
         told["readers"] = {name: each.inputs for name, each in found.items()}
@@ -54,20 +56,21 @@ def fuzz(names: list[str], inputs: int, seed: int, processes: int = 1) -> dict[s
             found = {}
             for name, each in zip(shares, pool.map(_run, tasks), strict=True):
                 found[name] = each
-                print(_line(name, each), flush=True)
+                sys.stdout.write(_line(name, each) + "\n")
+                sys.stdout.flush()
             return found
 
 
 def _share(name: str, folder: Path) -> int:
     (own := folder / name.replace(" ", "-")).mkdir(parents=True)
-    return _MAKERS[name](own).share
+    return READERS[name](own).share
 
 
 def _run(task: tuple[str, int, int, Path]) -> Found:
     name, inputs, seed, folder = task
     folder.mkdir(parents=True)
     logging.disable()
-    return try_all(_MAKERS[name](folder), inputs, seed)
+    return try_all(READERS[name](folder), inputs, seed)
 
 
 def _line(name: str, found: Found) -> str:

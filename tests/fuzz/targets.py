@@ -3,8 +3,7 @@
 import contextlib
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from configs.errors import OnwardError
 from configs.yaml_source import read_yaml
 from data_pipeline.packing.cache import _MAGIC, keep_arrays, read_arrays
 from data_pipeline.preparing.board import Board, Outcome
-from data_pipeline.preparing.state import State, made_at
+from data_pipeline.preparing.state import State
 from data_pipeline.shards import ShardedDataset, TokenizerRecord
 from data_pipeline.shards.layout import index_bytes, parse_index
 from data_pipeline.shards.manifest import FILE, Manifest, canonical_digest, parse_manifest
@@ -34,7 +33,6 @@ from engine.checkpoint.save import STATE, save
 from engine.models import read_shape
 from engine.protocols import Fragment, Progress
 from launcher.hosts import read_hostfile
-from launcher.inspection import describe
 from launcher.outcome import Outcome as LastWord
 from launcher.outcome import read_outcomes
 from launcher.recipe import RECIPES, load_recipe
@@ -58,15 +56,6 @@ class Target:
     cases: st.SearchStrategy[Any]
     read: Try
     share: int
-
-
-def targets(folder: Path) -> dict[str, Target]:
-    """All readers by name; they work in an empty folder."""
-    made = {}
-    for name, make in _MAKERS.items():
-        (own := folder / name.replace(" ", "-")).mkdir(parents=True)
-        made[name] = make(own)
-    return made
 
 
 def _in_file(path: Path, read: Callable[[Path], object]) -> Try:
@@ -200,11 +189,11 @@ def _signed_manifest(folder: Path) -> Target:
 
 
 def _read_all(folder: Path) -> object:
-    found = []
+    found: list[Any] = []
     for verify, mode in (("sizes", "mmap"), ("digests", "pread")):
         data = ShardedDataset.open(folder, verify, mode=mode)  # type: ignore[arg-type]
-        for at in range(len(data)):
-            found.append(data.tokens(at).sum() + (data.annotations(at).sum() * data.annotated))
+        found += [data.tokens(at).sum() for at in range(len(data))]
+        found += [data.annotations(at).sum() for at in range(len(data)) if data.annotated]
     return found
 
 
@@ -322,8 +311,6 @@ def _additions(folder: Path) -> Target:
     return Target(cases, _in_file(folder / ADDITIONS, lambda _: adds_to(folder)), 2)
 
 
-
-
 def _status(folder: Path) -> Target:
     status = Status(
         state="running", key="k", started="2026-01-01", config={"a": 1}, version=1, seed=0
@@ -414,14 +401,7 @@ def _records(folder: Path) -> Target:
     return Target(damaged(seeds), attempt, 2)
 
 
-def _made_at(folder: Path) -> Target:
-    """A folder that a finished prepare stage names, with any name."""
-    shutil.copytree(folder, folder / "a", dirs_exist_ok=True)
-    names = damaged([b"general/train"]).map(lambda name: name.decode("utf-8", "surrogateescape"))
-    return Target(names, lambda name: made_at(folder, name), 1)
-
-
-_MAKERS: dict[str, Callable[[Path], Target]] = {
+READERS: dict[str, Callable[[Path], Target]] = {
     "recipe as YAML": _yaml,
     "recipe as values": _recipe,
     "overrides": _overrides,
@@ -440,9 +420,8 @@ _MAKERS: dict[str, Callable[[Path], Target]] = {
     "outcomes": _outcomes,
     "signs of life": _signs,
     "prepared state": _prepared,
-    "outputs by name": _made_at,
     "board records": _board,
     "packing plans": _plans,
     "records": _records,
 }
-"""``share`` of all of them together is what a hundred thousand are divided by."""
+"""By name: from an empty folder that each works in."""

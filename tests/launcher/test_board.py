@@ -16,7 +16,7 @@ from configs.errors import DataError, ResourceError
 from engine.board.session import Session
 from engine.hooks import TensorBoardHook
 from engine.protocols import Progress
-from launcher.board import open_board
+from launcher.board import open_board, open_to
 from tests.engine.hooks.fakes import FakeBackend
 
 
@@ -137,3 +137,16 @@ def wait_for_runs(address: str, count: int) -> list[str]:
             pass
         time.sleep(0.2)
     return runs
+
+
+def test_pages_of_runs_are_named_and_another_address_is_told_of(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "my run", "one")
+    (run / "one/live.html").write_text("")
+    board = open_board([run], None, "0.0.0.0")
+    assert "--host=0.0.0.0" in board.command
+    assert board.address.startswith("http://0.0.0.0:")
+    assert any(line.endswith("my%20run/one/live.html") for line in board.told())
+    assert "everyone who reaches this machine there sees the runs" in open_to("0.0.0.0")
+    assert [open_to(host) for host in ("127.0.0.1", "::1", "localhost")] == ["", "", ""]
+    with pytest.raises(ResourceError, match=r"--host 192.0.2.1: not an address of this machine"):
+        open_board([run], None, "192.0.2.1")

@@ -1,6 +1,7 @@
 """The command line: help that helps, no torch where none is needed, codes by kind, one screen."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from configs import errors
 from engine.profiling import ProfileConfig
 from launcher import cli, recipe
 from launcher.environment import PROJECT
+from launcher.interruption import Interrupted
 from launcher.recipe import RECIPES, SCHEMA, load_recipe, schema_text
 from launcher.verbs import running
 
@@ -155,6 +157,40 @@ def test_every_kind_of_error_is_one_message_and_its_code(
     word = "" if kind == "Preempted" else "error: "
     assert said.err == f"{word}where: what; what to do\n"
     assert json.loads(said.out)["error"]["exit_code"] == error.exit_code
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (Interrupted(signal.SIGTERM), "Interrupted", 143),
+        (KeyboardInterrupt(), "KeyboardInterrupt", 130),
+    ],
+)
+def test_an_interruption_answers_in_json_too(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    kind: str,
+    code: int,
+) -> None:
+    def run() -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["onward", "run", "--json"])
+    with pytest.raises(SystemExit) as caught:
+        cli.guarded(run)
+    assert caught.value.code == code
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert (told["kind"], told["exit_code"]) == (kind, code)
+    assert told["message"]
+
+
+@pytest.mark.parametrize("given", ["nan", "inf", "0.5", "-inf"])
+def test_a_grace_without_an_end_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    assert onward(monkeypatch, "run", "r.yaml", f"--grace={given}") == 2
+    assert "grace" in capsys.readouterr().err
 
 
 def test_the_unexpected_goes_to_a_file_that_is_named(

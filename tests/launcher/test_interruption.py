@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from launcher import interruption
-from launcher.interruption import SIGNALS, Interrupted, signals_interrupt
+from launcher.interruption import SIGNALS, Interrupted, heeded_signals, signals_interrupt
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -29,3 +29,15 @@ def test_the_first_signal_raises_and_a_late_one_means_at_once(
         os.kill(os.getpid(), number)
         assert stop.is_repeated
     assert signal.getsignal(number) == before
+
+
+def test_a_closed_terminal_is_no_matter_to_who_was_started_with_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_interrupt():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert heeded_signals() == (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in heeded_signals()

@@ -4,12 +4,14 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from configs.errors import ResourceError
 from configs.stop import StopRequest
 from launcher import outcome, watch
+from launcher.heartbeat import Pulse
 from launcher.outcome import Outcome, Reporter
 from launcher.watch import Watch
 
@@ -72,3 +74,52 @@ def test_a_file_that_cannot_be_read_for_a_moment_ends_no_watch(
 ) -> None:
     (tmp_path / "rank-1.json").write_text("")
     watched._end_in_time()
+
+
+class Told(Pulse):
+    """A pulse that says what a test wants."""
+
+    def __init__(self, sign: str) -> None:
+        self.sign = sign
+        self.limit = 60.0
+
+    def look(self) -> Any:
+        return self.sign
+
+
+@pytest.mark.parametrize("sign", ["over", "other"])
+def test_a_rank_that_nobody_waits_for_ends_without_a_word(
+    watched: Watch, tmp_path: Path, capsys: pytest.CaptureFixture[str], sign: str
+) -> None:
+    word = (tmp_path / "rank-0.json").read_text()
+    with pytest.raises(Left, match="5"):
+        watched._heed(Told(sign))
+    assert "this rank ends" in capsys.readouterr().err
+    assert (tmp_path / "rank-0.json").read_text() == word
+
+
+def test_a_launcher_that_is_mute_is_a_request_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(code: int) -> None:
+        raise Left(code)
+
+    monkeypatch.setattr(watch, "_exit", leave)
+    request = StopRequest()
+    made = Watch(request, 60.0, tmp_path, Reporter(tmp_path, 0))
+    made._heed(Told("alive"))
+    assert not request.is_asked
+    # The machine that holds the other end of its stdin knows better.
+    monkeypatch.setenv("ONWARD_STDIN", "held")
+    made._heed(Told("silent"))
+    assert not request.is_asked
+    monkeypatch.delenv("ONWARD_STDIN")
+    with request.heeded():
+        made._heed(Told("silent"))
+    assert request.why == "no sign of `onward run` for 60 s"
+    made._end_in_time()
+    # Where nobody saves it ends.
+    early = Watch(StopRequest(), 60.0, tmp_path, None)
+    early._heed(Told("silent"))
+    with pytest.raises(Left, match="143"):
+        early._end_in_time()

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import configs
 from configs.errors import CheckpointError, DataError, RecipeError
@@ -15,7 +17,9 @@ from configs.hub import is_hub_name
 from configs.schema import Config
 from data_pipeline.randomness import keyed
 from data_pipeline.tokenization import tokenizer_sha256
+from engine import remote_code
 from engine.quiet import quiet_transformers
+from engine.remote_code import Trust
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -75,7 +79,9 @@ class RandomModel(Config):
             raise RecipeError(msg) from error
         with _seeded(seed), _sdpa(str(shape["model_type"]), architecture):
             model = _auto(architecture).from_config(
-                config, attn_implementation=_attention(shared_rows=shared_rows)
+                config,
+                attn_implementation=_attention(shared_rows=shared_rows),
+                trust_remote_code=False,
             )
         return _finished(model, tokenizer, self.tokenizer, shared_rows=shared_rows)
 
@@ -98,6 +104,26 @@ class PretrainedModel(Config):
     name: Literal["pretrained"] = "pretrained"
     location: str
     tokenizer: str | None = Field(None, description="absent: the one beside the model")
+    revision: str | None = Field(
+        None,
+        description="on the hub: a commit, tag or branch; with trust_remote_code a whole commit, "
+        "or sha256:DIGEST of a folder's code",
+    )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="run code that comes with the model; revision must pin it",
+    )
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if problem := remote_code.wrong(self.trust):
+            raise ValueError(problem)
+        return self
+
+    @property
+    def trust(self) -> Trust:
+        """What the recipe says of the model's own code."""
+        return Trust(self.trust_remote_code, self.revision)
 
     def build(
         self, locate: Locate, architecture: "Architecture", seed: int, *, shared_rows: bool = True
@@ -117,11 +143,13 @@ class PretrainedModel(Config):
         where = self.tokenizer or self.location
         for location in {self.location, where}:
             _require_intact(resolve(location, locate))
-        tokenizer = load_tokenizer(where, locate)
         source = resolve(self.location, locate)
+        remote_code.require(source, self.trust)
+        own = self.tokenizer is None
+        tokenizer = load_tokenizer(where, locate, self.trust if own else remote_code.NONE)
         with _seeded(seed), _sdpa(self.location, architecture):
             attention = _attention(shared_rows=shared_rows)
-            model, fresh = _load(source, self.location, architecture, attention)
+            model, fresh = _load(source, self, architecture, attention)
         if fresh:
             # Only rank 0's informations are shown.
             log.info(
@@ -138,6 +166,8 @@ class PretrainedModel(Config):
     def check(self, is_made: IsMade, locate: Locate) -> None:
         """Model and tokenizer folders, without loading anything."""
         _check_location(self.location, is_made, locate)
+        if is_made(self.location) and not is_hub_name(self.location):
+            remote_code.check_folder(locate(self.location), self.trust)
         if self.tokenizer is not None:
             _check_location(self.tokenizer, is_made, locate)
 
@@ -224,15 +254,20 @@ def _check_location(location: str, is_made: IsMade, locate: Locate) -> None:
         locate(location)
 
 
-def load_tokenizer(location: str, locate: Locate) -> "PreTrainedTokenizerBase":
-    """The fast tokenizer at a location; DataError if there is none."""
+def load_tokenizer(
+    location: str, locate: Locate, trust: Trust = remote_code.NONE
+) -> "PreTrainedTokenizerBase":
+    """The fast tokenizer at a location; DataError if there is none.
+
+    ``trust``: of its own code, which ``remote_code.require`` has passed.
+    """
     from transformers import AutoTokenizer
 
     source = resolve(location, locate)
     try:
         with quiet_transformers():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                source, trust_remote_code=False
+                source, **trust.arguments(source)
             )
     except (OSError, ValueError, KeyError) as error:
         msg = f"tokenizer {location}: transformers cannot load it from {source}: {error}"
@@ -300,14 +335,17 @@ def _attention(*, shared_rows: bool) -> str | None:
 
 
 def _load(
-    source: str, location: str, architecture: "Architecture", attention: str | None
+    source: str, given: PretrainedModel, architecture: "Architecture", attention: str | None
 ) -> "tuple[PreTrainedModel, tuple[str, ...]]":
     """The model, and the names of its head's parameters that it has no weights for."""
     import torch
     from transformers import AutoConfig
 
+    # Else a model without safetensors has transformers tell a service on the hub of it.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    location, trusted = given.location, given.trust.arguments(source)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, **trusted)
     except (OSError, ValueError) as error:
         msg = f"model {location}: transformers cannot load it from {source}: {error}"
         raise DataError(msg) from error
@@ -319,8 +357,15 @@ def _load(
                 dtype=torch.float32,
                 attn_implementation=attention,
                 output_loading_info=True,
-                trust_remote_code=False,
+                weights_only=True,
+                **trusted,
             )
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"model {location}: its weights are a pickle that holds more than tensors, which would "
+            f"run as code, and nothing was loaded; get it as safetensors: {_first_line(error)}"
+        )
+        raise DataError(msg) from error
     except (OSError, RuntimeError) as error:
         msg = f"model {location}: transformers cannot load it from {source}: {error}"
         raise DataError(msg) from error
@@ -332,6 +377,10 @@ def _load(
         msg = f"model {location}: {len(missing)} weights are missing, among them {missing[0]}"
         raise DataError(msg)
     return model, tuple(unfilled)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _finished(

@@ -188,7 +188,7 @@ def save_extended(tokenizer: Any, extended: "Extended", folder: Path) -> Any:
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings["model_input_names"] = list(tokenizer.model_input_names)
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    loaded = AutoTokenizer.from_pretrained(str(folder))
+    loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     if tokenizer_sha256(loaded.backend_tokenizer) != tokenizer_sha256(folder):
         msg = f"{type(tokenizer).__name__}: transformers does not load it as it was extended"
         raise DataError(msg)

@@ -244,6 +244,10 @@ def _answer(model: Any, tokens: "Tensor") -> _Answer:
 
 def _auto_class(model: Any) -> str:
     """Which Auto class gives this very class back."""
+    from engine.remote_code import is_remote
+
+    if is_remote(model) and model._auto_class:
+        return str(model._auto_class)
     from transformers.models.auto import modeling_auto as auto
 
     tables = {
@@ -276,8 +280,11 @@ def _write(exported: _Exported, folder: Path) -> None:
 
 
 def _verify(folder: Path, exported: _Exported, tokens: "Tensor", trained: _Answer) -> Verification:
+    from engine.remote_code import is_remote
+
     model = exported.model
-    loaded = _load(folder, _auto_class(model))
+    # Code that came with the trained model is in the folder, as it was when it was trusted.
+    loaded = _load(folder, _auto_class(model), trust_code=is_remote(model))
     _compare_weights(model, loaded)
     _compare_tokenizer(exported.tokenizer, folder)
     answer = _answer(loaded, tokens)
@@ -301,7 +308,7 @@ def _verify(folder: Path, exported: _Exported, tokens: "Tensor", trained: _Answe
     )
 
 
-def _load(folder: Path, auto_class: str) -> Any:
+def _load(folder: Path, auto_class: str, *, trust_code: bool) -> Any:
     """The model as anybody would load it, and then its additions as a later stage would."""
     import transformers
 
@@ -309,7 +316,7 @@ def _load(folder: Path, auto_class: str) -> Any:
 
     with quiet_transformers():
         loaded, report = getattr(transformers, auto_class).from_pretrained(
-            folder, output_loading_info=True
+            folder, output_loading_info=True, trust_remote_code=trust_code, use_safetensors=True
         )
     wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     if wrong:
@@ -368,7 +375,9 @@ def _compare_tokenizer(tokenizer: Any, folder: Path) -> None:
     import transformers
 
     with quiet_transformers():
-        loaded = transformers.AutoTokenizer.from_pretrained(folder)
+        loaded = transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=type(tokenizer).__module__.startswith("transformers_modules.")
+        )
     digests = [tokenizer_sha256(each.backend_tokenizer) for each in (loaded, tokenizer)]
     if digests[0] != digests[1] or loaded.special_tokens_map != tokenizer.special_tokens_map:
         msg = (
@@ -381,6 +390,7 @@ def _compare_tokenizer(tokenizer: Any, folder: Path) -> None:
 def _write_card(folder: Path, lineage: Mapping[str, Any], verification: Verification) -> str:
     """Sync every file and write ``onward.json``; returns the digest of all of them."""
     from engine.additions import adds_to
+    from engine.remote_code import code_digest
 
     files = {}
     for path in sorted(folder.rglob("*")):
@@ -399,6 +409,8 @@ def _write_card(folder: Path, lineage: Mapping[str, Any], verification: Verifica
         "verification": asdict(verification),
         "files": files,
     }
+    if any(folder.rglob("*.py")):
+        card["remote_code"] = code_digest(folder)
     commit.write_json(folder / CARD, card)
     return fingerprint
 

@@ -144,7 +144,19 @@ def _warnings(conductor: "Conductor") -> list[str]:
     from launcher.leakage import leaks
 
     found = leaks(conductor.recipe.stages)
-    return [f"{'.'.join(map(str, problem.keys))}: {problem.message}" for problem in found]
+    told = [f"{'.'.join(map(str, problem.keys))}: {problem.message}" for problem in found]
+    return told + _trusted(conductor)
+
+
+def _trusted(conductor: "Conductor") -> list[str]:
+    """Stages that run code which came with a model."""
+    models = {name: getattr(s, "model", None) for name, s in conductor.recipe.stages.items()}
+    return [
+        f"stages.{name}.model.trust_remote_code: runs the code that comes with {model.location}, "
+        f"as it is at {model.revision}; make sure that somebody has read it"
+        for name, model in models.items()
+        if model is not None and getattr(model, "trust_remote_code", False)
+    ]
 
 
 def standings(conductor: "Conductor", names: list[str]) -> dict[str, Any]:

@@ -14,9 +14,18 @@ LOOKALIKES = st.from_regex(
     r"\A([-+]?[0-9_]{1,4}(\.[0-9_]{0,3})?([eE][-+]?[0-9]{1,5})?|0[xob][0-9a-f]{1,4}"
     r"|[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{1,3}:[0-9]{2}|\.?(nan|inf)|yes|No|on|null|~|=|<<|true)\Z"
 )
-TEXTS = st.one_of(LOOKALIKES, st.text(max_size=20))
+TEXTS = st.one_of(
+    LOOKALIKES,
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20),
+)
 VALUES = st.recursive(
-    st.one_of(TEXTS, st.integers(), st.floats(allow_nan=False), st.booleans(), st.none()),
+    st.one_of(
+        TEXTS,
+        st.integers(-(2**128) + 1, 2**128 - 1),
+        st.floats(allow_nan=False),
+        st.booleans(),
+        st.none(),
+    ),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
     max_leaves=8,
 )

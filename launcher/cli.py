@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 
 from configs.errors import OnwardError, Preempted
+from configs.permissions import apply_umask
 from launcher.spared import spare_threads
 from launcher.verbs import doctor, exchange, looking, planning, running
 from launcher.verbs.answers import tell
@@ -44,7 +45,12 @@ def main() -> None:
     spare_threads()
     # --debug is taken before and after the verb alike.
     words = [word for word in sys.argv[1:] if word != "--debug"]
-    guarded(lambda: app(words, prog_name="onward"))
+    guarded(lambda: _run(words))
+
+
+def _run(words: list[str]) -> None:
+    apply_umask()
+    app(words, prog_name="onward")
 
 
 def guarded(run: Callable[[], object]) -> None:

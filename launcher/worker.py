@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from configs.errors import LaunchError, OnwardError, Preempted, RecipeError
+from configs.permissions import apply_umask
 from configs.stop import StopRequest
 from configs.yaml_source import nearest
 from launcher import agreement, environment
@@ -65,6 +66,12 @@ def main(arguments: Sequence[str] | None = None, load: Load | None = None) -> No
     ``load`` reads the recipe; None: ``launcher.recipe.load_recipe``.
     """
     given = _parse(arguments)
+    try:
+        # A shell on another host has an umask of its own.
+        apply_umask()
+    except OnwardError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(error.exit_code) from None
     processes = int(os.environ.get("LOCAL_SIZE", "1"))
     # Before torch and numpy are imported: they read OMP_NUM_THREADS once.
     made = environment.worker_environment(

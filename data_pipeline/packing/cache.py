@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -130,10 +130,10 @@ def keep_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
     """Write under a temporary name, then rename: a reader sees a whole file or none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".making-", dir=path.parent)
-        making = Path(name)
+        # With the umask's mode: others who share the cache may read it, as far as that lets them.
+        making = path.with_name(f".making-{secrets.token_hex(8)}")
         try:
-            with os.fdopen(descriptor, "wb") as stream:
+            with making.open("xb") as stream:
                 stream.write(_packed(arrays))
                 stream.flush()
                 os.fsync(stream.fileno())

@@ -73,7 +73,9 @@ def _parse(content: str, seen: Mapping[str, int]) -> Host:
     if not _NAME.fullmatch(name):
         msg = f"'{name}': a host's name has letters, digits, '.', '_', '-' (user: ~/.ssh/config)"
         raise RecipeError(msg)
-    if not (slots.isascii() and slots.isdecimal()) or not 1 <= int(slots) <= _MOST_SLOTS:
+    if not (
+        slots.isascii() and slots.isdecimal() and len(slots) < 9 and 0 < int(slots) <= _MOST_SLOTS
+    ):
         msg = f"slots={slots}: expected a number from 1 to {_MOST_SLOTS}"
         raise RecipeError(msg)
     if name in seen:

@@ -16,6 +16,8 @@ from launcher.doctor.scene import Unreached
 from launcher.hosts import SSH
 
 PROBE = "launcher.doctor.probe"
+_LINES = 40
+"""What ssh says of a changed key takes twenty."""
 
 
 class SilenceError(Exception):
@@ -134,4 +136,4 @@ class Conversation:
             code = None
         self._threads[1].join(timeout=1.0)
         lines = [line.strip() for line in self._said if line.strip()]
-        return Unreached(about, "\n".join(lines[-12:]), code)
+        return Unreached(about, "\n".join(lines[-_LINES:]), code)

@@ -1,12 +1,13 @@
 """Asks all hosts at once: first each about itself, then about one another."""
 
+import fcntl
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from launcher.doctor.facts import storage
 from launcher.doctor.scene import Unreached
 from launcher.hosts import Host
 
-START_SECONDS = 8.0
+START_SECONDS = 7.0
 """For ssh and Python to start; ssh itself gives up connecting after five."""
 _ANSWER_SECONDS = 8.0
 _DEVICE_SECONDS = 65.0
 _CALL_SECONDS = 3.0
 _PATIENCE_SECONDS = 5.0
 """Until a network file system must show what another host has written."""
+
+_PREFIX, _OWNER = ".onward-doctor-", "owner"
 
 
 class Visit:
@@ -162,7 +165,9 @@ class Visit:
             except SilenceError as silence:
                 reason = silence.reason
                 self.unreached[name] = Unreached(section, reason.said, reason.code)
-                self._open.pop(name).close()
+                talk = self._open.pop(name)
+                talk.give_up()
+                talk.close()
 
 
 def _compare_clocks(_: str, talk: Conversation) -> dict[str, Any]:
@@ -181,8 +186,19 @@ def place_for(folder: Path) -> Path:
 @contextmanager
 def trial_folder(place: Path) -> Iterator[Path]:
     """A folder for tokens, gone afterwards; OSError if it cannot be made."""
-    made = Path(tempfile.mkdtemp(prefix=".onward-doctor-", dir=place))
+    _remove_leftovers(place)
+    made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
     try:
-        yield made
+        with (made / _OWNER).open("w", encoding="utf-8") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _remove_leftovers(place: Path) -> None:
+    """Trial folders of examinations that were killed: nobody holds their lock."""
+    for folder in place.glob(f"{_PREFIX}*"):
+        with suppress(OSError), (folder / _OWNER).open(encoding="utf-8") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)

@@ -36,6 +36,8 @@ PHASES = {
     "validation": "validation:step=4",
     "save": "checkpoint.half:step=5",
 }
+_FIRST = {"validation": 4, "waiting for data": 3}
+"""The earliest step that is saved, where it is not 5: batches are made ahead."""
 _HELD = 1.0
 """Seconds that ranks stay at a point, so that the signal finds them there."""
 _STEPS_LATER = 2
@@ -93,8 +95,8 @@ def _judged(what: str, launches: Launches, found: list[int | None], phase: str) 
         return f"{what}: {problems[0]}"
     if phase == "start-up":
         return ""
-    steps, step = saved(launches.output), 4 if phase == "validation" else 5
-    if not steps or not step <= steps[-1] <= step + _STEPS_LATER:
+    steps, first = saved(launches.output), _FIRST.get(phase, 5)
+    if not steps or not first <= steps[-1] <= 5 + _STEPS_LATER:
         return f"{what}: checkpoints {steps}"
     return ""
 

@@ -148,6 +148,9 @@ def worker_environment(
     made.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_folder(environment)))
     made.setdefault("OMP_NUM_THREADS", str(shared_cores(processes, core_count)))
     made.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # ssh comes without it. Another ninja than this environment's would build all operators anew.
+    programs = [str(Path(sys.executable).parent), made.get("PATH", os.defpath)]
+    made["PATH"] = os.pathsep.join(dict.fromkeys(os.pathsep.join(programs).split(os.pathsep)))
     paths = [str(PROJECT), *filter(None, made.get("PYTHONPATH", "").split(os.pathsep))]
     made["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     # `python -m` puts the current folder first, where a `configs` or `engine` may lie.

@@ -205,15 +205,15 @@ class ClusterHost:
         """Plug its cable in again."""
         self.cluster.switch.set(self.name, "up")
 
-    def block(self, port: int) -> None:
-        """Drop, as a firewall does, what other hosts send to this TCP port of it."""
+    def block(self, port: int | str) -> None:
+        """Drop, as a firewall does, what other hosts send to this TCP port of it, or FIRST-LAST."""
         self._rule("add", port)
 
-    def unblock(self, port: int) -> None:
+    def unblock(self, port: int | str) -> None:
         """Let it in again."""
         self._rule("del", port)
 
-    def _rule(self, verb: str, port: int) -> None:
+    def _rule(self, verb: str, port: int | str) -> None:
         rule = f"pref 50 iif eth0 ipproto tcp dport {port} blackhole"
         self.do("ip", "rule", verb, *rule.split())
 

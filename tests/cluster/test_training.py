@@ -28,8 +28,8 @@ def data(three: Cluster) -> Path:
 def all_on(three: Cluster) -> Iterator[None]:
     yield
     for host in three.hosts:
-        host.power_off()
         host.boot()
+        host.mend()
 
 
 @pytest.fixture(scope="module")

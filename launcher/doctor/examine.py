@@ -22,7 +22,7 @@ from launcher.exports import exports, own_files
 from launcher.hosts import Host, is_local, read_hostfile
 
 _NOT_BEFORE = {"ssh", "answers", "one name a machine", "first host", "installed", "same versions",
-               "same paths", "interfaces", "own names", "connections",
+               "same paths", "interfaces", "connections",
     "port"}  # fmt: skip
 """While one of these finds an error, processes would not meet."""
 
@@ -125,7 +125,7 @@ def visited(scene: Scene, given: Mapping[str, str]) -> Scene:
         visit.begin()
         visit.ask("machine")
         visit.ask("software")
-        visit.ask_network(_chosen(scene), scene.port)
+        visit.ask_network(scene.port)
         if scene.is_several:
             visit.call_one_another()
         unwritable = _look_at_folder(visit, scene)
@@ -150,11 +150,6 @@ def _look_at_folder(visit: Visit, scene: Scene) -> str:
     return ""
 
 
-def _chosen(scene: Scene) -> str | None:
-    """The interface that the processes talk over; NCCL's is for GPUs alone, gloo's for all."""
-    return scene.chosen_interfaces().get("GLOO_SOCKET_IFNAME")
-
-
 def _prevents_sums(findings: Sequence[Finding]) -> bool:
     return any(f.severity == "error" and f.check in _NOT_BEFORE for f in findings)
 
@@ -163,8 +158,7 @@ def _sums(scene: Scene, order: Order) -> Facts:
     """One process a host; two here where there is but one host."""
     by_ssh = not is_local(scene.hosts)
     names = [host.name for host in scene.hosts] if by_ssh else ["process 0", "process 1"]
-    network = scene.facts[scene.hosts[0].name]["network"]
-    address = network["first_address"] or network["address"] if by_ssh else "127.0.0.1"
+    address = scene.facts[scene.hosts[0].name]["network"]["master"]
     values = launch_values(scene.environment, order.environment) | {"OMP_NUM_THREADS": "1"}
     if not by_ssh:
         # They would share one GPU, which NCCL refuses.

@@ -28,7 +28,10 @@ class Witness:
             "machine": lambda _: machine.facts(),
             "devices": lambda _: machine.devices(),
             "software": lambda _: software.facts(),
-            "network": lambda q: self._network.facts(q["interface"], q["port"]),
+            "network": lambda q: self._network.facts(
+                q["master"], q["port"], is_first=q["is_first"]
+            ),
+            "way": lambda q: network.way_to(q["target"]),
             "calls": lambda q: network.call(q["peers"], q["patience"]),
             "storage": lambda q: storage.facts(Path(q["folder"])),
             "written": lambda q: storage.write(Path(q["folder"]), q["name"], q["text"]),

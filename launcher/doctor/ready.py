@@ -16,7 +16,7 @@ from launcher.exports import exports, own_files
 from launcher.hosts import Host, is_local
 
 _CHEAP = {"ssh", "answers", "one name a machine", "installed", "same versions", "same paths",
-          "interfaces", "own names", "shared folder", "stale locks"}  # fmt: skip
+          "interfaces", "shared folder", "stale locks"}  # fmt: skip
 
 
 def require_ready(hosts: Sequence[Host], run_folder: Path, environment: Mapping[str, str]) -> None:
@@ -49,7 +49,7 @@ def _visited(scene: Scene, given: Mapping[str, str]) -> Scene:
         visit.begin()
         visit.ask("machine")
         visit.ask("software")
-        visit.ask_network(scene.environment.get("GLOO_SOCKET_IFNAME"), None)
+        visit.ask_network(None)
         with trial_folder(place_for(scene.folder)) as folder:
             visit.share(folder)
     except OSError as error:

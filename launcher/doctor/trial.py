@@ -52,7 +52,7 @@ def _take_part() -> dict[str, Any]:
     _say("started")
     _call_first()
     _say("called")
-    with distributed.joined(limit=timedelta(seconds=JOIN_SECONDS)):
+    with distributed.joined(limit=LIMIT):
         _say("joined")
         device = distributed.device()
         pairs = []

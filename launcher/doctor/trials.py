@@ -89,6 +89,8 @@ def _start(meeting: Meeting, rank: int) -> Conversation:
         "RANK": str(rank),
         "WORLD_SIZE": str(len(meeting.names)),
         "LOCAL_RANK": "0",
+        "LOCAL_SIZE": "1" if meeting.by_ssh else str(len(meeting.names)),
+        "ONWARD_JOIN_SECONDS": f"{JOIN_SECONDS:g}",
         "MASTER_ADDR": meeting.address,
         "MASTER_PORT": str(meeting.port),
     }

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,15 +72,16 @@ class Visit:
         """How many GPUs; importing torch takes its time where there are any."""
         self.ask("devices", _DEVICE_SECONDS)
 
-    def ask_network(self, interface: str | None, port: int | None) -> None:
-        """Where each can be called; rank 0's port, if it was chosen, is the first host's alone."""
+    def ask_network(self, port: int | None) -> None:
+        """Where rank 0 will be, and where each host can be called on the way there."""
         first = self._hosts[0].name
+        master = "127.0.0.1"
+        if len(self._hosts) > 1:
+            self._only([first], "way", target=_resolved(self._hosts[1].name))
+            master = self.facts[first].get("way", {}).get("address", "")
         self._at_once(
             lambda name, talk: talk.ask(
-                "network",
-                _ANSWER_SECONDS,
-                interface=interface,
-                port=port if name == first else None,
+                "network", _ANSWER_SECONDS, master=master, port=port, is_first=name == first
             ),
             "network",
         )
@@ -176,6 +178,14 @@ def _compare_clocks(_: str, talk: Conversation) -> dict[str, Any]:
     told = talk.ask("clock", _ANSWER_SECONDS)["time"]
     back = time.time()
     return {"offset": told - (sent + back) / 2, "error": (back - sent) / 2}
+
+
+def _resolved(name: str) -> str:
+    """Its address as this machine sees it; else the name, which the first host may know."""
+    try:
+        return str(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
+    except OSError:
+        return name
 
 
 def place_for(folder: Path) -> Path:

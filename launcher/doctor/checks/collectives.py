@@ -12,6 +12,7 @@ _SLOW = 0.5
 """Of the median of the others."""
 _LONG, _NOTABLE = 5.0, 0.002
 """Times the others' median, and seconds: a small sum that takes both is slow."""
+_WAITED = ("timed out", "Timed out", "have come together", "could not reach rank 0")
 _CABLE = "look at its cable, port and card (ethtool), and at who else uses the link"
 
 
@@ -50,7 +51,7 @@ def judge_meeting(scene: Scene) -> Iterator[Finding]:
 def _causes(errors: Mapping[str, str]) -> Mapping[str, str]:
     """Those that did not only follow from another; where all that failed had waited, all."""
     own = {name: error for name, error in errors.items() if error != GIVEN_UP}
-    has_waited = all("timed out" in error.lower() for error in own.values())
+    has_waited = all(any(sign in error for sign in _WAITED) for error in own.values())
     return errors if has_waited else own
 
 

@@ -13,56 +13,73 @@ _NAME_IT = "name one in ~/.deepspeed_env: GLOO_SOCKET_IFNAME=..., NCCL_SOCKET_IF
 
 
 def judge_interfaces(scene: Scene) -> Iterator[Finding]:
-    """Those that were chosen must be there; where there are several, one should be chosen."""
+    """Those that were chosen must be there, and lead to the other hosts."""
     if not scene.is_several:
         return
     chosen = scene.chosen_interfaces()
     for host, facts in scene.told("network"):
-        there = facts["interfaces"]
-        for variable, value in chosen.items():
-            if not _matches(variable, value, there):
-                usable = [name for name, of in there.items() if of["addresses"]]
-                yield Finding(
-                    f"{variable}={value}: no such interface with an address",
-                    host.name,
-                    f"it has {', '.join(usable)}; {_NAME_IT}",
-                    details={"interfaces": there},
-                )
-        real = [n for n, of in there.items() if _is_real(n, of)]
-        if not chosen and len(real) > 1:
-            yield Finding(
-                f"has several networks: {', '.join(real)}",
-                host.name,
-                _NAME_IT,
-                "warning",
-                {"interfaces": there},
-            )
+        missing = list(_missing(chosen, facts["interfaces"]))
+        for what in missing:
+            usable = [name for name, of in facts["interfaces"].items() if of["addresses"]]
+            remedy = f"it has {', '.join(usable)}; {_NAME_IT}"
+            yield Finding(what, host.name, remedy, details={"interfaces": facts["interfaces"]})
+        if not missing:
+            yield from _of_way(host, facts, is_chosen=bool(chosen))
+
+
+def _missing(chosen: Mapping[str, str], there: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for variable, value in chosen.items():
+        if not _matches(variable, value, there):
+            yield f"{variable}={value}: no such interface with an address"
+
+
+def _of_way(host: Host, facts: Mapping[str, Any], *, is_chosen: bool) -> Iterator[Finding]:
+    """Over what its ranks would talk."""
+    details = {"interfaces": facts["interfaces"]}
+    if not facts["address"]:
+        what = facts["trouble"] or "no network leads from it to the first host"
+        yield Finding(what, host.name, _NAME_IT, details=details)
+        return
+    if _is_loopback(facts["address"]):
+        what = f"its processes would talk over {facts['interface']} ({facts['address']}) alone"
+        yield Finding(what, host.name, _NAME_IT, details=details)
+        return
+    real = [name for name, of in facts["interfaces"].items() if _is_real(name, of)]
+    if not is_chosen and len(real) > 1:
+        yield Finding(
+            f"has several networks ({', '.join(real)}); gloo will use {facts['interface']}",
+            host.name,
+            f"if another one is meant, or for NCCL: {_NAME_IT}",
+            "warning",
+            details,
+        )
 
 
 def judge_own_name(scene: Scene) -> Iterator[Finding]:
-    """Gloo lets itself be called where the own name leads; Debian's 127.0.1.1 leads nowhere."""
-    if not scene.is_several or "GLOO_SOCKET_IFNAME" in scene.chosen_interfaces():
+    """Debian's 127.0.1.1 and the like: ranks do not go by it, but MPI and others may."""
+    if not scene.is_several:
         return
     for host, facts in scene.told("network"):
         own = facts["own_name"]
-        what = _wrong(own, facts["address"])
+        here = {address for of in facts["interfaces"].values() for address in of["addresses"]}
+        what = _wrong(own, here)
         if what:
             yield Finding(
-                f"its own name {own['name']} {what}: other hosts could not call it",
+                f"its own name {own['name']} {what}: other hosts cannot be given it",
                 host.name,
-                f"correct /etc/hosts there, or {_NAME_IT}",
-                details=own,
+                "correct /etc/hosts there; ranks do without, but MPI and other programs may not",
+                "warning",
+                own,
             )
 
 
-def _wrong(own: Mapping[str, Any], address: str | None) -> str:
-    if not own["addresses"]:
+def _wrong(own: Mapping[str, Any], here: set[str]) -> str:
+    found = own["addresses"]
+    if not found:
         return "cannot be resolved there"
-    if address is None:
-        return f"means {own['addresses'][0]} there, which it has not"
-    if _is_loopback(address):
-        return f"means {address} there"
-    return ""
+    if all(map(_is_loopback, found)):
+        return f"means {found[0]} there"
+    return "" if here & set(found) else f"means {found[0]} there, which it has not"
 
 
 def judge_connections(scene: Scene) -> Iterator[Finding]:
@@ -86,7 +103,7 @@ def judge_connections(scene: Scene) -> Iterator[Finding]:
 
 def _deaf(told: Iterator[tuple[Host, Mapping[str, Any]]]) -> Iterator[Finding]:
     for host, facts in told:
-        for address in dict.fromkeys((facts["address"], facts["first_address"])):
+        for address in dict.fromkeys((facts["address"], facts["master"])):
             if address and address not in [at["address"] for at in facts["listens"]]:
                 what = f"cannot listen at its address {address}"
                 yield Finding(what, host.name, "free some ports there: ss -s shows who has them")
@@ -95,7 +112,7 @@ def _deaf(told: Iterator[tuple[Host, Mapping[str, Any]]]) -> Iterator[Finding]:
 def _matters(scene: Scene, name: str, address: str, told: Mapping[str, Any]) -> bool:
     """Where its processes will be called; or, of the first host, where all look for rank 0."""
     facts = told[name]
-    is_master = name == scene.hosts[0].name and address == facts["first_address"]
+    is_master = name == scene.hosts[0].name and address == facts["master"]
     return bool(address == facts["address"] or is_master)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import secrets
 import socket
 import struct
@@ -12,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from configs.errors import ResourceError
+from configs.errors import LaunchError, ResourceError
+from engine.rendezvous import INTERFACE, own_network
 from launcher.ports import require_free
 
 _GET_ADDRESS = 0x8915  # SIOCGIFADDR
@@ -25,27 +27,27 @@ class Network:
     def __init__(self) -> None:
         self._open: list[socket.socket] = []
 
-    def facts(self, chosen: str | None, port: int | None) -> dict[str, Any]:
+    def facts(self, master: str, port: int | None, *, is_first: bool) -> dict[str, Any]:
         """Interfaces, what the host's own name means to it, and where it can be called.
 
         Args:
-            chosen: the interface that processes are told to use.
-            port: to be tried on this host, if it is rank 0's.
+            master: rank 0's address; every rank takes the interface that leads there.
+            port: rank 0's, if it was chosen.
+            is_first: whether rank 0 runs here.
         """
-        interfaces = _interfaces()
-        own = _own_name()
-        first = _first_address()
-        address = _meeting_address(interfaces, own, chosen)
-        trouble = _port_trouble(port)
-        wanted = dict.fromkeys((a, 0) for a in (address, first) if a)
-        if port and first and not trouble:
-            wanted[first, port] = None
+        way = _way(master)
+        trouble = _port_trouble(port) if is_first else ""
+        wanted = [(way["address"], 0)]
+        if is_first:
+            wanted += [(master, 0), (master, port or 0)][: 1 if trouble else 2]
         return {
-            "interfaces": interfaces,
-            "own_name": own,
-            "first_address": first,
-            "address": address,
-            "listens": [found for at in wanted if (found := self._listen(*at)) is not None],
+            "interfaces": _interfaces(),
+            "own_name": _own_name(),
+            **way,
+            "master": master if is_first else "",
+            "listens": [
+                found for at in dict.fromkeys(wanted) if at[0] and (found := self._listen(*at))
+            ],
             "port_trouble": trouble,
         }
 
@@ -139,7 +141,7 @@ def _version_6(name: str) -> list[str]:
 
 
 def _own_name() -> dict[str, Any]:
-    """What this host's name means here: gloo takes the first address that it can bind."""
+    """What this host's name means here."""
     name = socket.gethostname()
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
@@ -152,28 +154,37 @@ def _own_name() -> dict[str, Any]:
     }
 
 
-def _first_address() -> str | None:
-    """Where DeepSpeed lets rank 0 be found: the first word of ``hostname -I``."""
+def way_to(target: str) -> dict[str, str]:
+    """This host's own address on the way to another one; where none is known, its first one."""
+    kept = os.environ.pop(INTERFACE, None)
+    address = _way(target)["address"]
+    if kept is not None:
+        os.environ[INTERFACE] = kept
+    return {"address": address or _first_address()}
+
+
+def _way(master: str) -> dict[str, str]:
+    """As a rank chooses its interface; ``trouble``: why it could not."""
+    kept = dict(os.environ)
+    os.environ["MASTER_ADDR"] = master
+    try:
+        return {**own_network(), "trouble": ""}
+    except LaunchError as error:
+        return {"interface": "", "address": "", "trouble": str(error)}
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+
+
+def _first_address() -> str:
+    """The first word of ``hostname -I``."""
     try:
         done = subprocess.run(
             ["hostname", "-I"], capture_output=True, text=True, check=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
-        return None
-    return next(iter(done.stdout.split()), None)
-
-
-def _meeting_address(
-    interfaces: Mapping[str, Mapping[str, Any]], own: Mapping[str, Any], chosen: str | None
-) -> str | None:
-    """Where the other hosts' processes will call: the chosen interface, or the own name."""
-    if chosen is not None:
-        for name in chosen.split(","):
-            if addresses := interfaces.get(name, {}).get("addresses"):
-                return str(addresses[0])
-        return None
-    here = {address for facts in interfaces.values() for address in facts["addresses"]}
-    return next((a for a in own["addresses"] if a in here), None)
+        return ""
+    return next(iter(done.stdout.split()), "")
 
 
 def _port_trouble(port: int | None) -> str:

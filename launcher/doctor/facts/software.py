@@ -1,6 +1,5 @@
 """Which programs and packages a host has, and what an ended build left there."""
 
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher import jit
+from launcher.agreement import code_digest
 from launcher.environment import PROJECT, extensions_folder
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "tokenizers", "datasets", "peft",
             "safetensors", "pydantic")  # fmt: skip
 PROGRAMS = ("ssh", "pdsh", "mpirun", "orted", "srun", "g++")
-_OUR_CODE = ("launcher", "downstream", "engine", "data_pipeline", "configs")
 _BUFFERS = "deepspeed_allreduce_buffer_*"
 
 
@@ -26,22 +25,12 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "executable": sys.executable,
         "code": str(PROJECT),
-        "digest": digest(PROJECT),
+        "digest": code_digest(),
         "versions": {name: _version(name) for name in PACKAGES},
         "programs": [name for name in PROGRAMS if shutil.which(name)],
         "operator": _operator(),
         "leftovers": _leftovers(),
     }
-
-
-def digest(root: Path) -> str:
-    """Of our packages' source files, names and contents."""
-    total = hashlib.sha256()
-    for package in _OUR_CODE:
-        for path in sorted((root / package).rglob("*.py")):
-            total.update(f"{path.relative_to(root)}\0".encode())
-            total.update(hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()[:16]
 
 
 def _version(name: str) -> str | None:

@@ -46,6 +46,14 @@ for line in sys.stdin:
     mark, _, answer = probe.stdout.readline().partition(":")
     facts = json.loads(answer)
     facts.update({{"identity": [name]}} if asked == "machine" else {{}})
+    if asked == "calls":
+        facts = {{}}
+    if asked == "network":
+        facts.update(address="192.0.2.9", interface="eth0", trouble="",
+                     listens=[{{"address": a, "port": 1, "word": ""}}
+                              for a in ("192.0.2.9", facts["master"])],
+                     own_name={{"name": name, "addresses": ["192.0.2.9"]}},
+                     interfaces={{"eth0": {{"addresses": ["192.0.2.9"], "is_up": True}}}})
     facts.update(edits.get(asked, {{}}))
     facts.update({{k: facts[k] + v for k, v in edits.get("plus", {{}}).get(asked, {{}}).items()}})
     print(mark + ":" + json.dumps(facts), flush=True)
@@ -53,7 +61,7 @@ for line in sys.stdin:
 
 
 class World:
-    """Hosts ``a`` and ``b``, both this machine, each with what a test says of it."""
+    """Hosts ``a`` and ``b``, both this machine, each with a network and what a test says of it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,7 +84,8 @@ class World:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setenv("HOME", str(tmp_path))
     extensions = tmp_path / "ext"

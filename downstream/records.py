@@ -38,7 +38,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         msg = f"{path}: no such file; has the stage that makes it been run?"
         raise DataError(msg) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         msg = f"{path}: not JSON: {error}"
         raise DataError(msg) from None
 
@@ -63,8 +63,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def _parse(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
-        msg = f"{where}: not JSON: {error.msg}"
+    except (ValueError, RecursionError) as error:
+        msg = f"{where}: not JSON: {getattr(error, 'msg', error)}"
         raise DataError(msg) from None
     if not isinstance(value, dict):
         msg = f"{where}: expected a JSON object, found {type(value).__name__}"

@@ -90,7 +90,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
             return None
         content = np.memmap(path, np.uint8, "r")
         return _unpacked(content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         _log.warning("%s: a packing plan that cannot be read (%s); made again", path, error)
         return None
 
@@ -107,6 +107,9 @@ def _unpacked(content: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         msg = "its checksum is wrong"
         raise ValueError(msg)
     header = json.loads(rest[: _ALIGNED * 16].tobytes().partition(b"\n")[0])
+    if any(np.dtype(dtype).kind not in "biuf" for _, dtype, *_ in header):
+        msg = "an array that is not of numbers"
+        raise ValueError(msg)
     return {
         name: content[start : start + size].view(dtype).reshape(shape)
         for name, dtype, shape, start, size in header

@@ -1,12 +1,34 @@
 """Errors with an exit code by kind: where, what was given, what is expected, what to do."""
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What an error is about, for programs: whether it is worth while to try again, say.
+
+    Attributes:
+        kind: ``space``: a full disk. ``memory``: of a device or host. ``port``: taken by another
+            process. ``in_use``: a run folder in which another command is at work. ``unforeseen``:
+            an exception of no kind that is known.
+        path: what could not be written, of a full disk.
+        needed: bytes, of a full disk; None if not known.
+    """
+
+    kind: Literal["space", "memory", "port", "in_use", "unforeseen"]
+    path: str = ""
+    needed: int | None = None
 
 
 class OnwardError(Exception):
     """Base of every error meant for a person; its message fits one screen."""
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str = "", cause: Cause | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class RecipeError(OnwardError):
@@ -64,3 +86,14 @@ BY_NAME: dict[str, type[OnwardError]] = {
         OnwardError,
     )
 }
+
+
+def note_step(error: BaseException, step: int) -> None:
+    """Keep with an error how many steps were finished when it was raised; the first one stays."""
+    error.__dict__.setdefault("finished_steps", step)
+
+
+def step_of(error: BaseException) -> int | None:
+    """The steps that were finished when it was raised; None if nobody has noted them."""
+    found = error.__dict__.get("finished_steps")
+    return found if isinstance(found, int) else None

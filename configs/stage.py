@@ -118,6 +118,8 @@ class StageConfig(Config, ABC):
         KEPT: globs of what an unfinished stage may have in its folder that cost much. While one is
             there, a change of the stage's key is refused until the user asks for ``--redo``;
             otherwise it is begun anew, in an empty folder.
+        ADVANCES: globs of what appears in its folder, beside KEPT, as the stage comes further: from
+            there it goes on after an interruption.
     """
 
     # A recipe is built of its stages' schemas: made here they serve it and the stage, made later
@@ -130,6 +132,7 @@ class StageConfig(Config, ABC):
     APPENDED: ClassVar[frozenset[str]] = frozenset()
     REDRAWN: ClassVar[frozenset[str]] = frozenset()
     KEPT: ClassVar[frozenset[str]] = frozenset()
+    ADVANCES: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def run(self, context: StageContext) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from configs.errors import ResourceError
+from configs.errors import Cause, ResourceError
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 REFUSED = FULL | {errno.EFBIG, errno.EROFS, errno.EACCES}
@@ -30,7 +30,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         where = Path(error.filename) if isinstance(error.filename, str) else path
         room = _room(where) if error.errno in FULL else ""
         msg = f"{where}: {error.strerror}{room}; {_advice(error)}"
-        raise ResourceError(msg) from error
+        cause = Cause("space", str(where)) if error.errno in FULL else None
+        raise ResourceError(msg, cause) from error
 
 
 def fsync_path(path: Path) -> None:

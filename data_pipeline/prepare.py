@@ -31,6 +31,7 @@ class PrepareStage(StageConfig):
     UNKEYED: ClassVar[frozenset[str]] = frozenset({"processes"})
     # All is made then, though nobody may have noted that the stage is done.
     KEPT: ClassVar[frozenset[str]] = frozenset({"prepared.json"})
+    ADVANCES: ClassVar[frozenset[str]] = frozenset({".prepare/*/*/*.json"})
 
     VERSION: ClassVar[int] = 5
 

@@ -10,7 +10,7 @@ from typing import Any
 from configs.deepspeed_checks import honours
 from configs.deepspeed_json import AUTO
 from configs.devices import GIB, Device
-from configs.errors import ResourceError
+from configs.errors import Cause, ResourceError
 from engine.planner import Job, Memory, memory, offloaded
 
 RESERVED = GIB
@@ -125,7 +125,7 @@ def choose(job_of: JobOf, split: Split, device: Device) -> Option:
         f"{beside(least.memory, device)}; {_what_would(job_of, split, device)}"
         f"{f'; {told}' if told else ''}"
     )
-    raise ResourceError(msg)
+    raise ResourceError(msg, Cause("memory"))
 
 
 def beside(need: Memory, device: Device) -> str:

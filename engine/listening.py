@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from configs.errors import LaunchError
+from configs.errors import Cause, LaunchError
 
 VARIABLE = "ONWARD_LISTEN"
 """The address that rank 0 listens on, where it is another than the one that the others call."""
@@ -41,7 +41,8 @@ def meeting_socket(environment: Mapping[str, str] = os.environ) -> socket.socket
         opened.listen(_BACKLOG)
     except OSError as error:
         opened.close()
-        raise LaunchError(_refusal(error, where)) from error
+        cause = Cause("port") if error.errno == errno.EADDRINUSE else None
+        raise LaunchError(_refusal(error, where), cause) from error
     return opened
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs.deepspeed_json import BatchPlan
-from configs.errors import ResourceError
+from configs.errors import Cause, ResourceError, note_step
 
 GIB = 1 << 30
 # What torch's allocators, drivers and matrix libraries say; the first is the CPU's.
@@ -71,7 +71,9 @@ class OutOfMemory:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise ResourceError(self.explain(error)) from error
+            explained = ResourceError(self.explain(error), Cause("memory"))
+            note_step(explained, self.step)
+            raise explained from error
 
     def explain(self, error: BaseException) -> str:
         """The message for such an error."""

@@ -214,7 +214,7 @@ def settled(stage: "PretrainStage", learner: Any) -> "BackendConfig":
         resolved, option = choosing.resolve(values, jobs, split, device)
     except ResourceError as error:
         msg = f"backend: {error}"
-        raise ResourceError(msg) from None
+        raise ResourceError(msg, error.cause) from None
     if option is not None:
         log.info("backend: %s", reason(option, device, jobs, split))
     return stage.backend.model_copy(update={"config": resolved})

@@ -14,7 +14,7 @@ from typing import IO, ClassVar, Self
 
 from pydantic import Field, ValidationError
 
-from configs.errors import LaunchError
+from configs.errors import LaunchError, note_step
 from configs.schema import Config
 
 VERDICT = "hang"
@@ -127,6 +127,8 @@ class Watchdog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None:
+            note_step(error, self._place[2])
         self._ended.set()
         self._thread.join()
         Watchdog._at_work = None
@@ -218,11 +220,24 @@ def forget(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def suspects(folder: Path) -> list[Sign]:
+    """Ranks that kept the others waiting: the mute ones, or else those that are behind."""
+    records = _records(folder)
+    mute = _mute_ranks(folder, records)
+    behind = min((record.count for record in records), default=0)
+    late = [record for record in records if record.count == behind]
+    return mute or (late if len(late) < len(records) else [])
+
+
+def _mute_ranks(folder: Path, records: Sequence[Sign]) -> list[Sign]:
+    told = {record.rank for record in records}
+    return [sign for sign in _signs(folder) if sign.rank not in told]
+
+
 def describe(folder: Path, limit: float) -> str:
     """What the ranks have left, as a message: who is behind, who is mute, where the stacks are."""
     records = _records(folder)
-    told = {record.rank for record in records}
-    mute = [sign for sign in _signs(folder) if sign.rank not in told]
+    mute = _mute_ranks(folder, records)
     lines = [f"nothing has gone on for {limit:g} s, so the run was ended"]
     lines += [_mute(sign, records) for sign in mute]
     lines += _standing(records)

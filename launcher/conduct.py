@@ -1,5 +1,6 @@
 """Runs a chain: in this process what can be, through the deepspeed launcher what must be."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from launcher.command import deepspeed_program
 from launcher.hosts import require_reachable
 from launcher.interruption import signals_interrupt
 from launcher.links import ChainRecipe
+from launcher.policy import Policy
 from launcher.processes import Tell
 from launcher.run_folder import RunFolder
 from launcher.shared import require_shared
 from launcher.start import Placement, launch_stages
+from launcher.supervise import Part, Supervisor
 
 Precheck = Callable[[Sequence[str], int], None]
 
@@ -25,6 +28,7 @@ class Conductor:
     Attributes:
         tell: takes one line for the person who watches.
         precheck: what else must hold for (launched stages, number of ranks).
+        policy: how long it is kept going after failures; None: the first one ends it.
     """
 
     recipe: ChainRecipe
@@ -32,6 +36,7 @@ class Conductor:
     placement: Placement
     tell: Tell
     precheck: Precheck
+    policy: Policy | None = None
 
     @property
     def folder(self) -> RunFolder:
@@ -68,8 +73,12 @@ class Conductor:
         """
         self.check()
         hosts = self.placement.hosts()
-        require_reachable(hosts)
-        with signals_interrupt(), self.folder.lock():
+        supervisor = self._supervisor()
+        if supervisor:
+            supervisor.require_possible()
+        else:
+            require_reachable(hosts)
+        with signals_interrupt() as signals, self.folder.lock():
             self.folder.remove_leftovers()
             names = chain.select(self.recipe, self.folder, self.request)
             launched = (self.recipe.stages[name] for name in names if self._is_launched(name))
@@ -78,7 +87,16 @@ class Conductor:
             for name in names:
                 if name in self.request.redo:
                     self.folder.discard(name)
-            self._run_stages(names)
+            if supervisor:
+                supervisor.signals = signals
+            self._run_stages(names, supervisor)
+
+    def _supervisor(self) -> Supervisor | None:
+        if self.policy is None:
+            return None
+        return Supervisor(
+            self.recipe, self.folder, self.placement, self.policy, self.precheck, self.tell
+        )
 
     def _record(self, hosts: dict[str, int]) -> None:
         values = self.recipe.model_dump(mode="json")
@@ -92,26 +110,32 @@ class Conductor:
             self.placement.threads(),
         )
 
-    def _run_stages(self, names: Sequence[str]) -> None:
+    def _run_stages(self, names: Sequence[str], supervisor: Supervisor | None) -> None:
         waiting = list(names)
         while waiting:
-            name = waiting[0]
-            if self._settle(name):
-                self.tell(f"{name}: done already")
-            elif self._is_launched(name):
-                together = self._launched_with(waiting)
-                replace = sorted(self._replaceable().intersection(together))
-                placement = self.placement.for_stage(self.recipe.stages[name].RUNS)
-                launch_stages(self.folder, together, replace, placement, self.tell)
-                del waiting[: len(together)]
+            if self._settle(waiting[0]):
+                self.tell(f"{waiting.pop(0)}: done already")
                 continue
+            together = self._together(waiting)
+            work = functools.partial(self._work, together)
+            if supervisor:
+                supervisor.keep(Part(together, self._is_launched(together[0])), work)
             else:
-                self._run_here(name)
-            waiting.pop(0)
+                work(self.placement)
+            del waiting[: len(together)]
 
-    def _launched_with(self, waiting: Sequence[str]) -> list[str]:
+    def _work(self, names: Sequence[str], placement: Placement) -> None:
+        """Run stages that go together, once."""
+        stage = self.recipe.stages[names[0]]
+        if self._is_launched(names[0]):
+            replace = sorted(self._replaceable().intersection(names))
+            launch_stages(self.folder, names, replace, placement.for_stage(stage.RUNS), self.tell)
+        else:
+            self._run_here(names[0])
+
+    def _together(self, waiting: Sequence[str]) -> list[str]:
         """The first one, and those after it that the same processes can run."""
-        if self.recipe.stages[waiting[0]].RUNS == "hosts":
+        if self.recipe.stages[waiting[0]].RUNS != "ranks":
             return [waiting[0]]
         # Importing torch costs seconds each time.
         on_ranks = itertools.takewhile(lambda n: self.recipe.stages[n].RUNS == "ranks", waiting)

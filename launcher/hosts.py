@@ -101,15 +101,20 @@ def is_local(hosts: Sequence[Host]) -> bool:
 
 def require_reachable(hosts: Sequence[Host], seconds: float = 10.0) -> None:
     """LaunchError that lists every host which ssh cannot enter without a password."""
-    others = [host.name for host in hosts if not host.is_here]
-    if not others:
-        return
-    with ThreadPoolExecutor(max_workers=min(32, len(others))) as pool:
-        answers = list(pool.map(lambda name: _trouble(name, seconds), others))
-    lines = [f"{name}: {why}" for name, why in zip(others, answers, strict=True) if why]
+    lines = [f"{name}: {why}" for name, why in unreachable(hosts, seconds).items()]
     if lines:
         hint = "Each host must let `ssh NAME true` pass without a question."
         raise LaunchError("\n".join(["hosts that cannot be reached:", *lines, hint]))
+
+
+def unreachable(hosts: Sequence[Host], seconds: float = 10.0) -> dict[str, str]:
+    """Every host which ssh cannot enter without a password, and why; asked all at once."""
+    others = [host.name for host in hosts if not host.is_here]
+    if not others:
+        return {}
+    with ThreadPoolExecutor(max_workers=min(32, len(others))) as pool:
+        answers = list(pool.map(lambda name: _trouble(name, seconds), others))
+    return {name: why for name, why in zip(others, answers, strict=True) if why}
 
 
 def _trouble(name: str, seconds: float) -> str | None:

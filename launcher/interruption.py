@@ -38,10 +38,11 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def signals_interrupt() -> Iterator[None]:
+def signals_interrupt() -> Iterator[Sequence[float]]:
     """Within it the first signal raises Interrupted, after ending this process's own helpers.
 
     Those after it raise nothing, so that no clean-up is cut short; ``is_repeated`` tells of them.
+    Gives the times at which they came.
     """
     came: list[float] = []
 
@@ -57,7 +58,7 @@ def signals_interrupt() -> Iterator[None]:
 
     before = {number: signal.signal(number, stop) for number in heeded_signals()}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -14,7 +14,7 @@ from configs.stage import STAGE_PREFIX, StageConfig, split_location
 from configs.yaml_source import Key, YamlSource, nearest, read_yaml
 
 _STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_RESERVED = {"recipe.yaml", "provenance.json"}
+_RESERVED = {"recipe.yaml", "provenance.json", "restarts.jsonl"}
 
 
 class ChainRecipe(Config):

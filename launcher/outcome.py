@@ -8,11 +8,20 @@ import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from configs.errors import BY_NAME, LaunchError, OnwardError, Preempted, ResourceError
+from configs.errors import (
+    BY_NAME,
+    Cause,
+    LaunchError,
+    OnwardError,
+    Preempted,
+    ResourceError,
+    note_step,
+    step_of,
+)
 from configs.schema import Config
 from launcher.interruption import Interrupted
 from launcher.run_folder import write_atomically
@@ -42,6 +51,8 @@ class Outcome(Config):
         traceback: file with the traceback of an unexpected exception.
         signal: what stopped it, by number; 0: no signal.
         log: what it wrote to stdout and stderr; empty if that went to the launcher's own log.
+        cause: of the error, if it tells one.
+        step: finished steps when it was raised, if somebody counted.
     """
 
     rank: int
@@ -54,6 +65,8 @@ class Outcome(Config):
     traceback: str = ""
     signal: int = 0
     log: str = ""
+    cause: Cause | None = None
+    step: int | None = None
 
     @property
     def is_lost_peer(self) -> bool:
@@ -82,7 +95,7 @@ class Reporter:
         folder.mkdir(parents=True, exist_ok=True)
         self._write()
 
-    def _write(self, **changes: str | int) -> None:
+    def _write(self, **changes: Any) -> None:
         # Whoever holds it may sit in a write that never ends.
         held = self._one_at_a_time.acquire(timeout=5)
         try:
@@ -100,7 +113,7 @@ class Reporter:
         """It begins a stage; ``log``: where what it writes goes to."""
         self._write(stage=stage, log=str(log or ""))
 
-    def _end(self, **changes: str | int) -> None:
+    def _end(self, **changes: Any) -> None:
         """A last word; to the log, and so to the launcher's screen, where the disk takes none."""
         try:
             self._write(**changes)
@@ -120,7 +133,8 @@ class Reporter:
     def failed(self, error: BaseException) -> None:
         """It raised."""
         where = "" if isinstance(error, OnwardError) else self._keep_traceback(error)
-        self._end(state="error", kind=_kind(error), message=str(error), traceback=where)
+        told = {"kind": _kind(error), "message": str(error), "traceback": where}
+        self._end(state="error", cause=_cause(error), step=step_of(error), **told)
 
     def _keep_traceback(self, error: BaseException) -> str:
         """The file it is in; on a full disk where else to look."""
@@ -138,6 +152,13 @@ def _kind(error: BaseException) -> str:
         if BY_NAME.get(parent.__name__) is parent:
             return parent.__name__
     return type(error).__name__
+
+
+def _cause(error: BaseException) -> Cause | None:
+    if isinstance(error, OnwardError):
+        return error.cause
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return Cause("memory" if is_memory else "unforeseen")
 
 
 def read_outcomes(folder: Path) -> list[Outcome]:
@@ -172,18 +193,28 @@ def explain(
 
 def explain_raised(outcomes: Sequence[Outcome]) -> OnwardError | None:
     """The error that ranks have told of, if any did that is no echo of another rank's end."""
+    outcome = first_cause(outcomes)
+    if outcome is None:
+        return None
+    if outcome.kind == Preempted.__name__:
+        where = f"stage {outcome.stage}: " if outcome.stage else ""
+        error: OnwardError = Preempted(f"{where}{outcome.message}")
+    elif outcome.kind in BY_NAME:
+        error = BY_NAME[outcome.kind](outcome.message, outcome.cause)
+    else:
+        error = OnwardError(_unexpected(outcome), outcome.cause)
+    if outcome.step is not None:
+        note_step(error, outcome.step)
+    return error
+
+
+def first_cause(outcomes: Sequence[Outcome]) -> Outcome | None:
+    """The rank whose error it is that ranks have told of; None if there are echoes alone."""
     raised = [outcome for outcome in outcomes if outcome.state == "error"]
-    for outcome in raised:
-        if outcome.kind == Preempted.__name__:
-            where = f"stage {outcome.stage}: " if outcome.stage else ""
-            return Preempted(f"{where}{outcome.message}")
-    for outcome in raised:
-        if outcome.kind in BY_NAME:
-            return BY_NAME[outcome.kind](outcome.message)
-    for outcome in raised:
-        if not outcome.is_lost_peer:
-            return OnwardError(_unexpected(outcome))
-    return None
+    preempted = [outcome for outcome in raised if outcome.kind == Preempted.__name__]
+    known = [outcome for outcome in raised if outcome.kind in BY_NAME]
+    others = [outcome for outcome in raised if not outcome.is_lost_peer]
+    return next(iter([*preempted, *known, *others]), None)
 
 
 def _without_word(outcomes: Sequence[Outcome], code: int, log: Path) -> OnwardError | None:

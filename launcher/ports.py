@@ -3,7 +3,7 @@
 import socket
 from pathlib import Path
 
-from configs.errors import ResourceError
+from configs.errors import Cause, ResourceError
 
 
 def free_port(address: str = "") -> int:
@@ -21,7 +21,7 @@ def require_free(port: int) -> int:
             probe.bind(("", port))
         except OSError as error:
             msg = f"port {port}: {_reason(port, error)}; give another one, or none for a free one"
-            raise ResourceError(msg) from None
+            raise ResourceError(msg, Cause("port")) from None
     return port
 
 

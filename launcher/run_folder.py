@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from configs.errors import CheckpointError, DataError, ResourceError
+from configs.errors import Cause, CheckpointError, DataError, ResourceError
 from configs.schema import Config
 from configs.yaml_source import yaml_text
 
@@ -95,6 +95,11 @@ class RunFolder:
     def provenance(self) -> Path:
         """Versions, commit, hosts, seed, command."""
         return self.root / "provenance.json"
+
+    @property
+    def restarts(self) -> Path:
+        """When and why a supervised run was started again."""
+        return self.root / "restarts.jsonl"
 
     def stage(self, name: str) -> Path:
         """A stage's folder."""
@@ -178,7 +183,7 @@ class RunFolder:
                     f"{self.root}: in use by {holder}; wait for it, or give another "
                     "run folder with output=FOLDER"
                 )
-                raise ResourceError(msg) from None
+                raise ResourceError(msg, Cause("in_use")) from None
             with _disk_errors(path):
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class Placement:
         runs: ``hosts``: one process on each machine, whatever its slots, and none needs torch.
         environment: the user's. What this program sets in its own is not for other hosts: they
             find out themselves what they have.
+        left_out: names of the hostfile's machines that nothing is to run on.
     """
 
     processes: int | None = None
@@ -53,11 +54,17 @@ class Placement:
     grace: float = GRACE_SECONDS
     runs: Runs = "ranks"
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    left_out: frozenset[str] = frozenset()
 
     def hosts(self) -> tuple[Host, ...]:
         """The hostfile's machines, none without one; RecipeError lists its bad lines."""
-        found = read_hostfile(self.hostfile) if self.hostfile else ()
+        named = read_hostfile(self.hostfile) if self.hostfile else ()
+        found = tuple(host for host in named if host.name not in self.left_out)
         return one_a_host(found) if self.runs == "hosts" else found
+
+    def without(self, names: Iterable[str]) -> "Placement":
+        """The same, without these of the hostfile's machines."""
+        return dataclasses.replace(self, left_out=frozenset(names))
 
     def for_stage(self, runs: Runs) -> "Placement":
         """The same, for a stage that runs so."""

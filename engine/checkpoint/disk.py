@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from configs.errors import ResourceError
+from configs.errors import Cause, ResourceError
 
 PAUSES = (0.2, 1.0, 5.0)
 """Seconds before each new try."""
@@ -60,7 +60,7 @@ def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         where = Path(error.filename) if isinstance(error.filename, str) else path
-        raise DiskError(_message(where, error, needed)) from error
+        raise DiskError(_message(where, error, needed), _cause(where, error, needed)) from error
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -68,7 +68,7 @@ def require_space(folder: Path, needed: int) -> None:
     free = free_bytes(folder)
     if free is not None and free < needed:
         msg = f"{folder}: no space: {_amounts(folder, needed)}; {_ROOM}"
-        raise DiskError(msg)
+        raise DiskError(msg, Cause("space", str(folder), needed))
 
 
 def free_bytes(path: Path) -> int | None:
@@ -88,6 +88,12 @@ def largest_file() -> int | None:
 
 
 _ROOM = "make room (keep fewer checkpoints, say), then run again"
+
+
+def _cause(path: Path, error: OSError, needed: int | None) -> Cause | None:
+    """Room may be made while somebody waits; what may not be written stays so."""
+    is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return Cause("space", str(path), needed) if is_full else None
 
 
 def _message(path: Path, error: OSError, needed: int | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from configs.errors import CheckpointError, OnwardError
+from configs.errors import Cause, CheckpointError, OnwardError
 from engine import faults
 from engine.checkpoint import commit, disk
 from engine.checkpoint.fragments import INDEX, RankFile, make_index, write_fragments
@@ -316,7 +316,7 @@ def _attempt(action: Callable[[], T]) -> T | OnwardError:
     except OnwardError as error:
         return error
     except Exception as error:  # whatever it is, the other ranks must hear of it
-        return CheckpointError(f"{type(error).__name__}: {error}")
+        return CheckpointError(f"{type(error).__name__}: {error}", Cause("unforeseen"))
 
 
 def _all_ranks() -> Ranks:

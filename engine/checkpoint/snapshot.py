@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import CheckpointError, OnwardError, ResourceError
+from configs.errors import Cause, CheckpointError, OnwardError, ResourceError
 from engine.protocols import Fragment
 
 if TYPE_CHECKING:
@@ -169,6 +169,6 @@ class _Arena:
                 f"no host memory for a copy of the state: {self.size} bytes of it are there, "
                 f"{wanted} more needed: {error}; use checkpoint.mode: sync, which needs none"
             )
-            raise ResourceError(msg) from error
+            raise ResourceError(msg, Cause("memory")) from error
         self._blocks.append(made)
         return self.room(size)

@@ -50,3 +50,28 @@ Redo = Annotated[
     list[str] | None,
     typer.Option(metavar="STAGE", help="Discard this stage's results and make them anew."),
 ]
+Supervise = Annotated[
+    bool,
+    typer.Option("--supervise", help="Start again after a failure, from the newest checkpoint."),
+]
+Restarts = Annotated[
+    int | None,
+    typer.Option(min=0, help="Of --supervise: so many in a row may bring no progress. Default: 3."),
+]
+MinHosts = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Of --supervise: go on without hosts that fail twice or do not answer, while so many "
+        "are left. Default: with all hosts only.",
+    ),
+]
+Patience = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        metavar="SECONDS",
+        help="Of --supervise: how long to wait for room on a full disk, or for a host that does "
+        "not answer. Default: 1800.",
+    ),
+]

@@ -1,5 +1,6 @@
 """Verbs that run stages: quickstart, check, run."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,14 +15,19 @@ from launcher.verbs.options import (
     Hostfile,
     Json,
     MasterPort,
+    MinHosts,
+    Patience,
     Processes,
     RecipeFile,
     Redo,
+    Restarts,
+    Supervise,
     Words,
 )
 
 if TYPE_CHECKING:
     from launcher.conduct import Conductor
+    from launcher.policy import Policy
     from launcher.recipe import Recipe
 
 
@@ -89,23 +95,46 @@ def run(  # noqa: PLR0913, PLR0917 -- the options of a command line
     master_port: MasterPort = None,
     redo: Redo = None,
     grace: Grace = 60.0,
-    as_json: Json = False,  # noqa: FBT002 -- typer's way of declaring a flag
+    supervise: Supervise = False,  # noqa: FBT002 -- typer's way of declaring a flag
+    restarts: Restarts = None,
+    min_hosts: MinHosts = None,
+    patience: Patience = None,
+    as_json: Json = False,  # noqa: FBT002 -- as above
 ) -> None:
     """Run a recipe's stages in order; finished ones are skipped, an interrupted one goes on.
 
     A signal (SIGTERM, SIGUSR1, Ctrl-C, a closed terminal) makes a training stage save its state and
     ends the run with exit code 75; a second one, some seconds later, ends it at once. Run again to
     go on.
+
+    With --supervise it is started again after lost processes and hosts, hangs, full disks and
+    unforeseen errors, but not after errors of the recipe, the data or the numbers.
     """
+    policy = _policy(restarts, min_hosts, patience, supervise=supervise)
     conductor = make_conductor(
         recipe, words, processes, hostfile=hostfile, port=master_port, redo=redo, grace=grace
     )
+    conductor = dataclasses.replace(conductor, policy=policy)
     with stdout_kept_clean():
         conductor.run()
     if as_json:
         answer(standings(conductor, list(conductor.recipe.stages)), as_json)
     else:
         tell(f"done: {conductor.folder.root}")
+
+
+def _policy(
+    restarts: int | None, min_hosts: int | None, patience: float | None, *, supervise: bool
+) -> "Policy | None":
+    from launcher.policy import Policy
+
+    asked = {"restarts": restarts, "min_hosts": min_hosts, "patience": patience}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if given and not supervise:
+        option = "--" + next(iter(given)).replace("_", "-")
+        msg = f"{option} goes with --supervise"
+        raise RecipeError(msg)
+    return Policy(**given) if supervise else None
 
 
 def make_conductor(  # noqa: PLR0913 -- the options of a command line

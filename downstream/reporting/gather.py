@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from downstream.records import read_json, read_jsonl
+from downstream.reporting.interruptions import Interruptions, interruptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Facts:
         costs: of the pretraining stages and the fine-tuning table.
         seconds: wall time of every finished stage of the run, start-up included.
         provenance: provenance.json, empty if there is none.
+        interruptions: restarts of a supervised run; None if there were none.
     """
 
     name: str
@@ -83,10 +85,14 @@ class Facts:
     costs: Sequence[Cost]
     seconds: Mapping[str, float]
     provenance: Mapping[str, Any]
+    interruptions: Interruptions | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able copy."""
-        return asdict(self)
+        """A JSON-able copy; restarts are in it if there were any."""
+        found = asdict(self)
+        if self.interruptions is None:
+            del found["interruptions"]
+        return found
 
 
 def gather(sources: ReportSources) -> Facts:
@@ -101,6 +107,7 @@ def gather(sources: ReportSources) -> Facts:
         costs=[*map(_training_cost, curves), _table_cost(evaluation)],
         seconds=_stage_seconds(sources.run),
         provenance=_optional(sources.run / "provenance.json"),
+        interruptions=interruptions(sources.run),
     )
 
 

@@ -25,10 +25,8 @@ def prepare(place: Path) -> Path:
     run = place / "prepared"
     if not (run / "prepare" / "status.json").exists():
         place.mkdir(parents=True, exist_ok=True)
-        for seed, (name, count) in enumerate(_DOCUMENTS.items()):
-            _write_corpus(place / f"{name}.jsonl", seed, count)
         path = place / "prepare.yaml"
-        path.write_text(yaml.safe_dump(_preparing(place, run)), encoding="utf-8")
+        path.write_text(yaml.safe_dump(preparing(place, run)), encoding="utf-8")
         command = [sys.executable, "-m", "launcher", "run", str(path)]
         done = subprocess.run(
             command, env=environment(), capture_output=True, text=True, check=False
@@ -114,7 +112,10 @@ def _deepspeed(setup: Setup, stage: int) -> dict[str, Any]:
     return values | ({"bf16": {"enabled": True}} if setup.precision == "bf16" else {})
 
 
-def _preparing(place: Path, run: Path) -> dict[str, Any]:
+def preparing(place: Path, run: Path) -> dict[str, Any]:
+    """A recipe of one prepare stage; its texts are written to ``place``."""
+    for seed, (name, count) in enumerate(_DOCUMENTS.items()):
+        _write_corpus(place / f"{name}.jsonl", seed, count)
     corpora = {
         name: {
             "sources": [{"name": "jsonl", "path": str(place / f"{name}.jsonl")}],

@@ -22,7 +22,7 @@ from tests.launcher.toy import Toy
 from tests.warm import ROOT, WarmWorkers
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(1200)]
-LONG = {"steps": 240, "checkpoint": {"every": 20}}
+LONG = {"steps": 120, "checkpoint": {"every": 10}}
 
 
 def start(recipe: Path, operators: dict[str, str]) -> subprocess.Popen[str]:
@@ -57,9 +57,9 @@ def test_killed_ranks_and_a_killed_command_leave_no_trace_in_the_numbers(
         os.kill(left["pid"], signal.SIGKILL)
 
     process = start(recipe, operators)
-    kill_a_rank(30)
+    kill_a_rank(12)
     until(lambda: restarts(output))
-    until(lambda: metrics.read_bytes().count(b"\n") > 70)
+    until(lambda: metrics.read_bytes().count(b"\n") > 40)
     process.kill()
     process.communicate(timeout=60)
     until(lambda: not processes_of(output))
@@ -69,7 +69,7 @@ def test_killed_ranks_and_a_killed_command_leave_no_trace_in_the_numbers(
     assert processes_of(output) == []
     (line,) = restarts(output)
     assert (line["kind"], line["after_exit_code"], line["hosts"]) == ("killed", 5, ["localhost"])
-    assert line["step"] % 20 == 0
+    assert line["step"] % 10 == 0
     assert line["step"] > 0
     assert "rank 1" in line["message"]
     assert "killed by SIGKILL" in line["message"]

@@ -92,7 +92,8 @@ def _refusal(
     if hosts[0].name in out and rules.first_stays:
         return f"{hosts[0].name} is the first host, and {rules.first_stays}"
     if len(left) < max(rules.least, 1):
-        return f"{len(left)} of {len(hosts)} hosts are left, --min-hosts is {rules.least}"
+        least = f"at least {rules.least} are asked for (--min-hosts)"
+        return f"{len(left)} of {len(hosts)} hosts are left, and {least}"
     return ""
 
 

@@ -1,0 +1,64 @@
+"""What an ended launch has left on other hosts is ended by id, and nothing else is."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.hosts import Host
+from launcher.outcome import Outcome
+from launcher.remains import end_remains
+
+HOSTS = (Host("localhost", 1), Host("node-2", 2))
+WAIT = "import time; time.sleep(60)"
+
+
+@pytest.fixture
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A launch folder; ssh enters this machine, whatever the name."""
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    folder = tmp_path / "it's a launch"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def left(launch: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A rank here, one there, and there somebody else who has a rank's number by now."""
+    marks = [f"--report_to={launch}"] * 2 + [f"--report_to={launch}-2"]
+    started = [subprocess.Popen([sys.executable, "-c", WAIT, mark]) for mark in marks]
+    for rank, process in enumerate(started):
+        outcome = Outcome(rank=rank, host=HOSTS[min(rank, 1)].name, pid=process.pid)
+        (launch / f"rank-{rank}.json").write_text(outcome.model_dump_json())
+    yield started
+    for process in started:
+        process.kill()
+        process.wait(timeout=10)
+
+
+def test_only_ranks_of_that_launch_on_other_hosts_are_ended(
+    launch: Path, left: list[subprocess.Popen[bytes]]
+) -> None:
+    here, there, stranger = left
+    assert end_remains(launch, HOSTS) == {"node-2": [there.pid]}
+    assert there.wait(timeout=10) == -9
+    assert (here.poll(), stranger.poll()) == (None, None)
+
+
+def test_nothing_is_asked_where_no_rank_came_up(launch: Path) -> None:
+    assert end_remains(launch, HOSTS) == {}
+
+
+def test_a_host_that_does_not_answer_is_left_alone(
+    launch: Path, left: list[subprocess.Popen[bytes]]
+) -> None:
+    (launch.parent / "bin" / "ssh").write_text("#!/bin/sh\nexit 255\n")
+    assert end_remains(launch, HOSTS) == {}
+    assert all(process.poll() is None for process in left)

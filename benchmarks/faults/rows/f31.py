@@ -17,8 +17,8 @@ from benchmarks.killed_run import POLL, KilledRun, living
 from tests.launcher.pretraining import make_data, write_recipe
 
 _SUPERVISED = ("--processes", "2", "--supervise")
-_ROOM = 4 << 20
-"""Bytes that a rank may still ask for, where it is to run out of memory."""
+_EACH_BLOCK_ANEW = {"MALLOC_MMAP_THRESHOLD_": "16384"}
+"""glibc then gives larger blocks back at once, so that a limit is felt at the next step."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ def _training(folder: Path, options: Iterable[str] = (), **more: str) -> KilledR
 def _killed_then_out_of_memory(folder: Path) -> Seen:
     """SIGKILL, as the kernel's own when memory runs out; then a rank that is given no more."""
     seen = Seen()
-    with _training(folder) as run:
+    with _training(folder, **_EACH_BLOCK_ANEW) as run:
         killed = run.wait_for_rank(step=7, rank=1)
         if killed:
             os.kill(killed, signal.SIGKILL)
@@ -84,10 +84,16 @@ def _killed_then_out_of_memory(folder: Path) -> Seen:
 
 
 def _starve(pid: int) -> None:
-    """From now on the process gets an address space that is hardly larger than it has."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[0])
-    most = pages * os.sysconf("SC_PAGE_SIZE") + _ROOM
+    """From now on the process may have no more than it had at the leanest moment of some steps."""
+    most = min(_address_space(pid) for _ in range(100))
     resource.prlimit(pid, resource.RLIMIT_AS, (most, most))
+
+
+def _address_space(pid: int) -> int:
+    """Bytes."""
+    sleep(0.005)
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[0])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _exception(folder: Path) -> Seen:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from configs.errors import CheckpointError
 from configs.schema import Config
 from launcher.links import ChainRecipe
-from launcher.run_folder import RunFolder
+from launcher.run_folder import FAILED_STARTS, RunFolder
+
+_KEPT_STARTS = 10
 
 
 class Restart(Config):
@@ -46,6 +49,19 @@ def note(run: RunFolder, restart: Restart) -> None:
         file.write(json.dumps(restart.model_dump(), ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def keep_words(run: RunFolder, launch: Path) -> None:
+    """Copy what the ranks of a failed start have left, as the next start takes its place.
+
+    Under the number of the line that tells of the restart; the newest few stay. OSError.
+    """
+    lines = run.restarts.read_bytes().count(b"\n") if run.restarts.exists() else 0
+    place = launch.parent / FAILED_STARTS
+    shutil.copytree(launch, place / str(lines + 1), dirs_exist_ok=True)
+    for folder in place.iterdir():
+        if folder.name.isdecimal() and int(folder.name) <= lines + 1 - _KEPT_STARTS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def achieved(recipe: ChainRecipe, run: RunFolder) -> set[str]:

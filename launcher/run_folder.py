@@ -20,7 +20,12 @@ from configs.yaml_source import yaml_text
 
 RANK_LOGS = "logs"
 LIVE_PAGE = "live.html"
-LAUNCH_FILES = {"status.json", "launcher.log", "launcher.log.1", "launch", RANK_LOGS, LIVE_PAGE}
+FAILED_STARTS = "failed-starts"
+"""In a stage's folder: what the ranks of supervised starts that failed have left."""
+LAUNCH_FILES = {
+    *("status.json", "launcher.log", "launcher.log.1", "launch"),
+    *(FAILED_STARTS, RANK_LOGS, LIVE_PAGE),
+}
 """In a stage's folder, and no result of the stage."""
 
 

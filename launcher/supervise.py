@@ -123,12 +123,12 @@ class Supervisor:
         if self.fruitless >= self.policy.restarts:
             self._end(error, f"{self.fruitless} restarts have brought no progress (--restarts)")
         self.fruitless += 1
-        if folder is not None:
-            self._end_remains(folder, used)
         at_once = decision.act == "at_once" and self.placement.port is None
         seconds = 0.0 if at_once else back_off(self.fruitless)
         self.tell(f"failed ({failure.kind}): {failure.message}; starting again in {seconds:g} s")
         try:
+            if folder is not None:
+                self._clear(folder, used)
             self.pause(seconds)
             if decision.act == "room" and failure.cause:
                 self._wait_for_room(failure.cause, error, part)
@@ -163,8 +163,12 @@ class Supervisor:
         self.tell(f"not started again: {why}")
         raise error
 
-    def _end_remains(self, folder: Path, hosts: Sequence[Host]) -> None:
-        """Of the launch that failed, on hosts that answer; what is here has ended with it."""
+    def _clear(self, folder: Path, hosts: Sequence[Host]) -> None:
+        """Keep what the failed launch has left, and end what of it is still at work elsewhere."""
+        try:
+            restarts.keep_words(self.run, folder)
+        except OSError as error:
+            self.tell(f"warning: {folder}: not kept: {error.strerror or error}")
         for name, pids in remains.end_remains(folder, hosts).items():
             self.tell(f"{name}: processes of the failed start ended: {', '.join(map(str, pids))}")
 

@@ -189,6 +189,21 @@ def test_none_are_made_if_none_are_wanted(tmp_path: Path) -> None:
     assert scene.lines == []
 
 
+def test_what_ranks_have_left_is_kept_for_a_while(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, hosts=NAMES)
+    scene.keep([fails(LOST, scene.save), kills(scene, "node-2"), *([fails(LOST, scene.save)] * 10)])
+    kept = scene.run.stage("dapt") / "failed-starts"
+    assert {path.name for path in kept.iterdir()} == {str(number) for number in range(3, 13)}
+
+
+def test_the_words_of_a_failed_start_are_where_its_line_says(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, hosts=NAMES)
+    scene.keep([fails(LOST, scene.save), kills(scene, "node-2")])
+    kept = scene.run.stage("dapt") / "failed-starts"
+    assert not list((kept / "1").glob("rank-*.json"))
+    assert len(list((kept / "2").glob("rank-*.json"))) == 3
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

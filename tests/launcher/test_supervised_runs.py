@@ -90,6 +90,8 @@ def test_a_launch_that_is_killed_each_time_is_given_up(
     with pytest.raises(LaunchError, match="rank 1"):
         conductor.run()
     assert "not started again: 1 restarts have brought no progress (--restarts)" in told
+    (kept,) = (tmp_path / "run" / "crew" / "failed-starts").iterdir()
+    assert {path.name for path in kept.glob("rank-*.json")} == {"rank-0.json", "rank-1.json"}
     (line,) = restarts(tmp_path / "run")
     assert (line["stage"], line["step"]) == ("crew", None)
     assert processes_of(tmp_path / "run") == []

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from configs.errors import OnwardError, Preempted
 from configs.permissions import apply_umask
+from launcher.secrecy import mask
 from launcher.spared import spare_threads
 from launcher.verbs import doctor, exchange, looking, planning, running
 from launcher.verbs.answers import tell
@@ -60,7 +61,8 @@ def guarded(run: Callable[[], object]) -> None:
     except OnwardError as error:
         if "--debug" in sys.argv:
             traceback.print_exception(error)
-        tell(str(error) if isinstance(error, Preempted) else f"error: {error}")
+        said = mask(str(error))
+        tell(said if isinstance(error, Preempted) else f"error: {said}")
         _answer_with(error, error.exit_code)
         sys.exit(error.exit_code)
     except BrokenPipeError:
@@ -88,9 +90,9 @@ def _end_otherwise(error: BaseException) -> None:
     with tempfile.NamedTemporaryFile(
         "w", prefix="onward-error-", suffix=".txt", delete=False, encoding="utf-8"
     ) as file:
-        traceback.print_exception(error, file=file)
+        file.write(mask("".join(traceback.format_exception(error))))
     tell(
-        f"error: this should not have happened: {type(error).__name__}: {error}\n"
+        f"error: this should not have happened: {type(error).__name__}: {mask(str(error))}\n"
         f"The traceback is in {file.name}"
     )
     sys.exit(1)
@@ -99,6 +101,6 @@ def _end_otherwise(error: BaseException) -> None:
 def _answer_with(error: BaseException, exit_code: int) -> None:
     """A program that asked for JSON gets the error, or the interruption, so, too."""
     if "--json" in sys.argv:
-        message = str(error) or "interrupted"
+        message = mask(str(error)) or "interrupted"
         facts = {"kind": type(error).__name__, "message": message, "exit_code": exit_code}
         sys.stdout.write(json.dumps({"error": facts}, ensure_ascii=False) + "\n")

@@ -5,17 +5,18 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from configs.stage import Runs
 from launcher import chain, provenance
 from launcher.agreement import local_paths
-from launcher.command import deepspeed_program
-from launcher.hosts import require_reachable
+from launcher.hosts import Host, require_reachable, unreachable
 from launcher.interruption import signals_interrupt
 from launcher.links import ChainRecipe
+from launcher.placement import Placement
 from launcher.policy import Policy
 from launcher.processes import Tell
 from launcher.run_folder import RunFolder
 from launcher.shared import require_shared
-from launcher.start import Placement, launch_stages
+from launcher.start import launch_stages
 from launcher.supervise import Part, Supervisor
 
 Precheck = Callable[[Sequence[str], int], None]
@@ -46,10 +47,10 @@ class Conductor:
     def check(self) -> list[str]:
         """Everything that can be told without running or writing; the stages concerned."""
         names = chain.select(self.recipe, self.folder, self.request)
-        hosts = self.placement.hosts()
+        self.placement.hosts()
         launched = [name for name in names if self._is_launched(name)]
         if launched:
-            deepspeed_program(hosts)
+            self.placement.require()
         on_ranks = [name for name in launched if self.recipe.stages[name].RUNS == "ranks"]
         if on_ranks:
             self.precheck(on_ranks, self.placement.world())
@@ -73,16 +74,17 @@ class Conductor:
         """
         self.check()
         hosts = self.placement.hosts()
+        by_ssh = self.placement.entered_by_ssh()
         supervisor = self._supervisor()
         if supervisor:
             supervisor.require_possible()
         else:
-            require_reachable(hosts)
+            require_reachable(by_ssh)
         with signals_interrupt() as signals, self.folder.lock():
             self.folder.remove_leftovers()
             names = chain.select(self.recipe, self.folder, self.request)
             launched = (self.recipe.stages[name] for name in names if self._is_launched(name))
-            require_shared(hosts, self.folder.root, local_paths(launched))
+            require_shared(by_ssh, self.folder.root, local_paths(launched))
             self._record({host.name: host.slots for host in hosts})
             for name in names:
                 if name in self.request.redo:
@@ -95,8 +97,19 @@ class Conductor:
         if self.policy is None:
             return None
         return Supervisor(
-            self.recipe, self.folder, self.placement, self.policy, self.precheck, self.tell
+            self.recipe,
+            self.folder,
+            self.placement,
+            self.policy,
+            self.precheck,
+            self.tell,
+            ask=self._unreachable,
         )
+
+    def _unreachable(self, hosts: Sequence[Host]) -> dict[str, str]:
+        """Of those that are entered by ssh."""
+        by_ssh = self.placement.entered_by_ssh()
+        return unreachable([host for host in hosts if host in by_ssh])
 
     def _record(self, hosts: dict[str, int]) -> None:
         values = self.recipe.model_dump(mode="json")
@@ -128,7 +141,7 @@ class Conductor:
         """Run stages that go together, once."""
         stage = self.recipe.stages[names[0]]
         if self._is_launched(names[0]):
-            replace = sorted(self._replaceable().intersection(names))
+            replace = self.replaced(names)
             launch_stages(self.folder, names, replace, placement.for_stage(stage.RUNS), self.tell)
         else:
             self._run_here(names[0])
@@ -140,6 +153,23 @@ class Conductor:
         # Importing torch costs seconds each time.
         on_ranks = itertools.takewhile(lambda n: self.recipe.stages[n].RUNS == "ranks", waiting)
         return list(on_ranks)
+
+    def groups(self, names: Sequence[str]) -> list[tuple[Runs, list[str]]]:
+        """The stages that are not done, as they would be run together, and by what."""
+        found: list[tuple[Runs, list[str]]] = []
+        standings = chain.survey(self.recipe, self.folder)
+        anew = self._replaceable()
+        waiting = [n for n in names if n in anew or standings[n].state != "done"]
+        while waiting:
+            launched = self._is_launched(waiting[0])
+            together = self._together(waiting)
+            found.append((self.recipe.stages[waiting[0]].RUNS if launched else "once", together))
+            del waiting[: len(together)]
+        return found
+
+    def replaced(self, names: Sequence[str]) -> list[str]:
+        """Those of the stages that may be made anew."""
+        return sorted(self._replaceable().intersection(names))
 
     def _replaceable(self) -> set[str]:
         return chain.replaceable(self.recipe, self.request.redo)

@@ -1,7 +1,6 @@
 """A hostfile (``name slots=N`` a line, as DeepSpeed has it), checked before anything starts."""
 
 import re
-import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import LaunchError, RecipeError
+from launcher.own_names import is_this_machine
 
 # Starts with a letter or digit, so that no name can be taken for an option by ssh.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -19,15 +19,29 @@ SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "StrictHost
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One machine and how many processes it runs."""
+    """One machine and how many processes it runs.
+
+    Attributes:
+        ids: which of its slots, that is devices; none given: the first ones.
+    """
 
     name: str
     slots: int
+    ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            object.__setattr__(self, "ids", tuple(range(self.slots)))
 
     @property
     def is_here(self) -> bool:
         """Whether it is this machine."""
-        return self.name in {"localhost", "127.0.0.1", socket.gethostname()}
+        return is_this_machine(self.name)
+
+    @property
+    def has_first_slots(self) -> bool:
+        """Whether its slots are the first ones, none left out before the last."""
+        return self.ids == tuple(range(self.slots))
 
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:
@@ -90,8 +104,8 @@ def one_a_host(hosts: Sequence[Host]) -> tuple[Host, ...]:
 
 
 def format_hostfile(hosts: Sequence[Host]) -> str:
-    """The hosts as DeepSpeed's own parser reads them."""
-    return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
+    """The hosts as DeepSpeed's own parser reads them, with as many slots as the last one needs."""
+    return "".join(f"{host.name} slots={max(host.ids) + 1}\n" for host in hosts)
 
 
 def is_local(hosts: Sequence[Host]) -> bool:

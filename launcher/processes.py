@@ -12,14 +12,19 @@ Tell = Callable[[str], None]
 """Takes one line for the person who watches."""
 
 
-def start_group(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+def start_group(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path | None = None
+) -> subprocess.Popen[str]:
     """Start a command in a session of its own, its output and its stdin piped to us.
+
+    ``folder`` is the one it works in; None: this process's.
 
     Nothing is ever written to the stdin: that it closes tells the workers that we are gone.
     """
     return subprocess.Popen(
         command,
         env=dict(environment),
+        cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.run_folder import RunFolder, now, read_json, write_atomically
+from launcher.secrecy import mask_word
 
 _PACKAGES = (
     "onward",
@@ -88,5 +89,5 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def command_line() -> list[str]:
-    """This process's command, as typed."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    """This process's command, as typed but for what looks secret in it."""
+    return [Path(sys.argv[0]).name, *map(mask_word, sys.argv[1:])]

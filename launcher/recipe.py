@@ -31,6 +31,7 @@ from engine.profiling import ProfileConfig
 from engine.vocabulary import VocabularyStage
 from launcher.leakage import leaks
 from launcher.links import ChainRecipe, problems, refuse
+from launcher.secrecy import mask, secret_places
 
 SCHEMA = Path(configs.__file__).parent / "recipe.schema.json"
 RECIPES = Path(configs.__file__).parent / "recipes"
@@ -71,13 +72,27 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: with file, line and key.
     """
     source = read_yaml(path, overrides)
+    _refuse_secrets(source)
     recipe = validate(source, Recipe)
     refuse(source, problems(recipe.stages))
     if recipe.strict:
         refuse(source, leaks(recipe.stages))
     _take_in_files(source, recipe)
     _hand_down_profile(source, recipe)
+    _refuse_secrets(source)
     return validate(source, Recipe)
+
+
+def _refuse_secrets(source: YamlSource) -> None:
+    """RecipeError: what a recipe says is written into run folders, reports and logs."""
+    lines = [
+        f"{mask(source.where(keys))}: a password, key or token does not belong in a recipe, which "
+        "is kept in the run folder; keep it where its driver looks for it (~/.netrc, "
+        "~/.aws/credentials, an environment variable on a single host)"
+        for keys in secret_places(source.values)
+    ]
+    if lines:
+        raise RecipeError("\n".join(lines))
 
 
 def _take_in_files(source: YamlSource, recipe: Recipe) -> None:

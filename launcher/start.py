@@ -1,86 +1,31 @@
 """One launch from its start to its end: processes, their output, and what became of them."""
 
-import dataclasses
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from configs.errors import BY_NAME, OnwardError, ResourceError
-from configs.stage import Runs
 from engine.watchdog import VERDICT
-from launcher import agreement, chain, environment, jit, ports
-from launcher.command import Launch, deepspeed_command, deepspeed_program
-from launcher.exports import exports, format_exports, own_files
+from launcher import agreement, chain, environment, jit, master
+from launcher.command import Launch, deepspeed_command, runner
+from launcher.exports import format_exports
 from launcher.following import Shown, follow
 from launcher.heartbeat import end_launch, heard, new_launch_id, silence_seconds
-from launcher.hosts import Host, format_hostfile, is_local, one_a_host, read_hostfile
+from launcher.hosts import format_hostfile
 from launcher.interruption import Interrupted
 from launcher.outcome import explain, explain_raised, read_outcomes
+from launcher.placement import Placement, remote_environments
 from launcher.processes import Tell, end_group, group_members, start_group
 from launcher.run_folder import RunFolder, make_folder, write_atomically
 from launcher.watch import STOP
-from launcher.worker import GRACE_SECONDS
 
 _TO_LEAVE = 5.0
 """Seconds from the end of a worker's grace, or its verdict, to its end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where launched stages run.
-
-    Attributes:
-        processes: on this machine; None: one a GPU, or two without.
-        hostfile: the machines instead.
-        port: rank 0 waits for the others there; None: a free one.
-        module: what each rank runs.
-        grace: seconds that ranks have to save their state when they are to stop.
-        runs: ``hosts``: one process on each machine, whatever its slots, and none needs torch.
-        environment: the user's. What this program sets in its own is not for other hosts: they
-            find out themselves what they have.
-        left_out: names of the hostfile's machines that nothing is to run on.
-    """
-
-    processes: int | None = None
-    hostfile: Path | None = None
-    port: int | None = None
-    module: str = "launcher.worker"
-    grace: float = GRACE_SECONDS
-    runs: Runs = "ranks"
-    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    left_out: frozenset[str] = frozenset()
-
-    def hosts(self) -> tuple[Host, ...]:
-        """The hostfile's machines, none without one; RecipeError lists its bad lines."""
-        named = read_hostfile(self.hostfile) if self.hostfile else ()
-        found = tuple(host for host in named if host.name not in self.left_out)
-        return one_a_host(found) if self.runs == "hosts" else found
-
-    def without(self, names: Iterable[str]) -> "Placement":
-        """The same, without these of the hostfile's machines."""
-        return dataclasses.replace(self, left_out=frozenset(names))
-
-    def for_stage(self, runs: Runs) -> "Placement":
-        """The same, for a stage that runs so."""
-        return dataclasses.replace(self, runs=runs)
-
-    def world(self) -> int:
-        """How many ranks a launch has."""
-        here = self.processes or environment.default_processes()
-        return sum(host.slots for host in self.hosts()) or here
-
-    def threads(self) -> int | None:
-        """Of each process; None if every host shares out its own cores."""
-        if is_local(self.hosts()):
-            given = environment.threads(self.environment)
-            return given or environment.shared_cores(self.world(), environment.cores())
-        return environment.threads(exports(self.environment, own_files(self.environment)))
 
 
 def launch_stages(
@@ -92,19 +37,20 @@ def launch_stages(
         OnwardError: what stopped a rank, with its exit code; Preempted if the state was saved.
         Interrupted: a signal came, and the state was not saved; the processes are gone.
     """
-    launch = _prepare(run, names, replace, placement)
-    prepared = _environment(launch, placement.environment)
-    if is_local(launch.hosts) and placement.runs == "ranks":
+    launch = plan_launch(run, names, replace, placement)
+    prepared = _prepare(run, launch, placement)
+    if launch.is_here and placement.runs == "ranks":
         _warn_of_unusable_gpus(prepared, tell)
         if prepared.get("DS_ACCELERATOR") == "cpu":
             _require_operators(prepared, tell)
     tell(f"{', '.join(names)}: starting {_describe(launch, prepared)}")
-    command = deepspeed_command(launch, deepspeed_program(launch.hosts))
+    command = deepspeed_command(launch, runner(), placement.environment)
+    folder = None if launch.is_here else environment.PROJECT
     silence = silence_seconds(placement.environment)
-    shown = Shown(tell, placement.environment, _size(launch), is_local(launch.hosts))
+    shown = Shown(tell, placement.environment, _size(launch), launch.is_here)
     with (
         heard(run.root, launch.folder, launch.launch_id, silence),
-        follow(start_group(command, prepared), run, names[0], shown) as followed,
+        follow(start_group(command, prepared, folder), run, names[0], shown) as followed,
     ):
         process = followed.process
         try:
@@ -122,7 +68,7 @@ def launch_stages(
     _judge(run, launch, code, followed.log)
 
 
-def _remove_shared_memory(port: int) -> None:
+def _remove_shared_memory(port: int | str) -> None:
     """What ranks that were killed in DeepSpeed's start have left in this machine's memory."""
     for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{port}_*"):
         path.unlink(missing_ok=True)
@@ -168,22 +114,30 @@ def _wait_until(is_so: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
-def _prepare(
-    run: RunFolder, names: Sequence[str], replace: Sequence[str], placement: Placement
+def plan_launch(
+    run: RunFolder,
+    names: Sequence[str],
+    replace: Sequence[str],
+    placement: Placement,
+    *,
+    shown_only: bool = False,
 ) -> Launch:
+    """The launch of some stages, with an address and a free port that rank 0's host has told.
+
+    ``shown_only``: no process is started, so that another host is not asked.
+    """
+    hosts, launcher = placement.hosts(), placement.chosen_launcher()
     folder = run.launch(names[0])
-    shutil.rmtree(folder, ignore_errors=True)
-    make_folder(folder)
-    for name in names:
-        (run.stage(name) / "launcher.log").unlink(missing_ok=True)
-    hosts = placement.hosts()
-    agreement.write_places(folder, hosts)
-    if hosts:
-        write_atomically(folder / "hostfile", format_hostfile(hosts))
+    wish = master.Wish(placement.master_addr, placement.port)
+    if shown_only:
+        address, port = master.shown(hosts, wish)
+    else:
+        found = master.find(hosts, wish, placement.reach(hosts))
+        address, port = found.address, str(found.port)
     return Launch(
         recipe=run.recipe,
         stages=names,
-        port=ports.require_free(placement.port) if placement.port else ports.free_port(),
+        port=int(port) if port.isdecimal() else port,
         folder=folder,
         processes=placement.processes or environment.default_processes(),
         gpu_ids=environment.visible_gpus(placement.environment) if environment.gpus() else None,
@@ -193,13 +147,32 @@ def _prepare(
         module=placement.module,
         grace=placement.grace,
         launch_id=new_launch_id(),
+        launcher=launcher,
+        launcher_args=placement.launcher_args,
+        address=address,
+        working=Path.cwd(),
     )
+
+
+def _prepare(run: RunFolder, launch: Launch, placement: Placement) -> dict[str, str]:
+    """A clean launch folder with what the launcher reads; the runner's environment."""
+    shutil.rmtree(launch.folder, ignore_errors=True)
+    make_folder(launch.folder)
+    for name in launch.stages:
+        (run.stage(name) / "launcher.log").unlink(missing_ok=True)
+    agreement.write_places(launch.folder, launch.hosts)
+    if launch.hosts:
+        write_atomically(launch.folder / "hostfile", format_hostfile(launch.hosts))
+    passed, prepared = environments(launch, placement)
+    if not launch.is_here:
+        write_atomically(launch.folder / "environment", format_exports(passed))
+    return prepared
 
 
 def _describe(launch: Launch, prepared: Mapping[str, str]) -> str:
     """``2 processes on the CPU``; other hosts find out themselves what they have."""
     count = f"{launch.world} process{'' if launch.world == 1 else 'es'}"
-    if is_local(launch.hosts):
+    if launch.is_here:
         return f"{count} on {environment.device_name(prepared, launch.world)}"
     return f"{count} on {', '.join(f'{host.name} ({host.slots})' for host in launch.hosts)}"
 
@@ -208,7 +181,7 @@ def _size(launch: Launch) -> str:
     """``2 hosts, 16 ranks``; nothing for a single rank."""
     if launch.world == 1:
         return ""
-    hosts = "" if is_local(launch.hosts) else f"{len(launch.hosts)} hosts, "
+    hosts = "" if launch.is_here else f"{len(launch.hosts)} hosts, "
     return f"{hosts}{launch.world} ranks"
 
 
@@ -218,21 +191,24 @@ def _warn_of_unusable_gpus(prepared: Mapping[str, str], tell: Tell) -> None:
         tell(f"warning: this machine has GPUs that torch cannot use, so the CPU is: {trouble}")
 
 
-def _environment(launch: Launch, given: Mapping[str, str]) -> dict[str, str]:
+def environments(launch: Launch, placement: Placement) -> tuple[dict[str, str], dict[str, str]]:
+    """What is passed on to the hosts, and what deepspeed's runner itself gets.
+
+    On this machine alone workers inherit the user's whole environment: nothing crosses a command
+    line, and nothing is passed on. Otherwise both are made from lists.
+    """
+    given = placement.environment
+    if not launch.is_here:
+        return remote_environments(launch, given, placement.exports())
     here = launch.processes
     if launch.hosts:
-        here = max((host.slots for host in launch.hosts if host.is_here), default=1)
+        here = max(host.slots for host in launch.hosts)
     made = environment.worker_environment(given, here, environment.gpus(), environment.cores())
     if launch.gpu_ids is not None:
         # The command names them; deepspeed refuses to be told twice.
         del made["CUDA_VISIBLE_DEVICES"]
-    if is_local(launch.hosts):
-        made["ONWARD_STDIN"] = "held"
-        return made
-    file = launch.folder / "environment"
-    write_atomically(file, format_exports(exports(given, own_files(given))))
-    made["DS_ENV_FILE"] = str(file)
-    return made
+    made["ONWARD_STDIN"] = "held"
+    return {}, made
 
 
 def _require_operators(prepared: dict[str, str], tell: Tell) -> None:

@@ -14,11 +14,11 @@ from launcher.choosing_hosts import Choice, Rules, choose
 from launcher.hosts import Host, unreachable
 from launcher.interruption import Interrupted
 from launcher.links import ChainRecipe
+from launcher.placement import Placement
 from launcher.policy import Policy, back_off, decide
 from launcher.processes import Tell
 from launcher.restarts import Restart
 from launcher.run_folder import RunFolder, now
-from launcher.start import Placement
 
 Fits = Callable[[Sequence[str], int], None]
 Work = Callable[[Placement], None]

@@ -9,6 +9,7 @@ import faulthandler
 import logging
 import math
 import os
+import socket
 import sys
 import time
 import traceback
@@ -21,7 +22,7 @@ from configs.errors import LaunchError, OnwardError, Preempted, RecipeError
 from configs.permissions import apply_umask
 from configs.stop import StopRequest
 from configs.yaml_source import nearest
-from launcher import agreement, environment
+from launcher import agreement, environment, exports, ranks, spelling
 from launcher.heartbeat import Pulse
 from launcher.outcome import Reporter, says_lost_peer
 from launcher.rank_log import STAGE_MARK, RankLog, ToLauncher
@@ -65,13 +66,7 @@ def main(arguments: Sequence[str] | None = None, load: Load | None = None) -> No
 
     ``load`` reads the recipe; None: ``launcher.recipe.load_recipe``.
     """
-    given = _parse(arguments)
-    try:
-        # A shell on another host has an umask of its own.
-        apply_umask()
-    except OnwardError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(error.exit_code) from None
+    given = _arrive(sys.argv[1:] if arguments is None else arguments)
     processes = int(os.environ.get("LOCAL_SIZE", "1"))
     # Before torch and numpy are imported: they read OMP_NUM_THREADS once.
     made = environment.worker_environment(
@@ -88,6 +83,28 @@ def main(arguments: Sequence[str] | None = None, load: Load | None = None) -> No
         raise SystemExit(error.exit_code) from None
     replaceable, grace, launch_id = frozenset(given.replace), given.grace, given.launch_id
     run(Job(recipe, given.stages, given.report_to, replaceable, grace, launch_id=launch_id))
+
+
+def _arrive(arguments: Sequence[str]) -> argparse.Namespace:
+    """Take over what came with the launch, from whichever launcher, before anybody reads it."""
+    try:
+        given = _parse(spelling.read_if_spelled(arguments))
+        os.environ.update(exports.unpacked(os.environ))
+        # A shell on another host has an umask of its own.
+        apply_umask()
+        ranks.settle(os.environ)
+        if given.folder:
+            os.chdir(given.folder)
+    except OnwardError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        where = f"{socket.gethostname()}: {given.folder}: {error.strerror}"
+        sys.stderr.write(
+            f"error: {where}; all hosts need the same folders (a shared file system)\n"
+        )
+        raise SystemExit(LaunchError.exit_code) from None
+    return given
 
 
 def _load_recipe(path: Path) -> "ChainRecipe":
@@ -109,7 +126,7 @@ def _require_launched(recipe: "ChainRecipe", names: Sequence[str]) -> None:
         raise RecipeError(msg)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="deepspeed [--hostfile HOSTS] --module launcher.worker",
         description="Run stages of a recipe on this rank. The stages before them must be done.",
@@ -120,6 +137,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     # Not --launch: deepspeed's own parser would take that for the beginning of its --launcher.
     parser.add_argument("--report_to", type=Path, help="folder to leave word in for the launcher")
     parser.add_argument("--launch_id", help="the launcher's name for this launch")
+    parser.add_argument("--folder", type=Path, help="that relative paths are meant from")
     parser.add_argument("--replace", action="append", default=[], metavar="STAGE")
     grace = os.environ.get("ONWARD_GRACE", str(GRACE_SECONDS))
     parser.add_argument("--grace", type=_seconds, default=grace, help="for saving at a stop")

@@ -26,6 +26,48 @@ Hostfile = Annotated[
 MasterPort = Annotated[
     int | None, typer.Option(min=1, max=65535, help="Port of rank 0. Default: a free one.")
 ]
+MasterAddress = Annotated[
+    str,
+    typer.Option(
+        "--master-addr",
+        metavar="ADDRESS",
+        help="Rank 0's address. Default: the first host's own on the way to the second.",
+    ),
+]
+LauncherName = Annotated[
+    str,
+    typer.Option(
+        "--launcher",
+        metavar="pdsh|openmpi|slurm",
+        help="What starts the processes. Default: pdsh, or nothing if all is on this machine. "
+        "slurm needs no hostfile.",
+    ),
+]
+LauncherArgs = Annotated[
+    str,
+    typer.Option(
+        metavar="WORDS", help="Further words for pdsh, mpirun or srun, as a shell would split them."
+    ),
+]
+Include = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME[:SLOT,...][@...]", help="Only these hosts, or slots of them, counted from 0."
+    ),
+]
+Exclude = Annotated[
+    str, typer.Option(metavar="NAME[:SLOT,...][@...]", help="All hosts and slots but these.")
+]
+Passed = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env", metavar="NAME", help="Pass this environment variable on to other hosts, too."
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print what would be started; start and write nothing."),
+]
 
 
 def _numbered(seconds: float) -> float:

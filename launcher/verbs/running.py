@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +12,18 @@ from configs.errors import RecipeError
 from launcher.verbs.answers import answer, stdout_kept_clean, tell
 from launcher.verbs.app import app
 from launcher.verbs.options import (
+    DryRun,
+    Exclude,
     Grace,
     Hostfile,
+    Include,
     Json,
+    LauncherArgs,
+    LauncherName,
+    MasterAddress,
     MasterPort,
     MinHosts,
+    Passed,
     Patience,
     Processes,
     RecipeFile,
@@ -92,13 +100,20 @@ def run(  # noqa: PLR0913, PLR0917 -- the options of a command line
     words: Words = None,
     processes: Processes = None,
     hostfile: Hostfile = None,
+    launcher: LauncherName = "",
+    launcher_args: LauncherArgs = "",
+    include: Include = "",
+    exclude: Exclude = "",
+    master_addr: MasterAddress = "",
     master_port: MasterPort = None,
+    env: Passed = None,
     redo: Redo = None,
     grace: Grace = 60.0,
     supervise: Supervise = False,  # noqa: FBT002 -- typer's way of declaring a flag
     restarts: Restarts = None,
     min_hosts: MinHosts = None,
     patience: Patience = None,
+    dry_run: DryRun = False,  # noqa: FBT002 -- as above
     as_json: Json = False,  # noqa: FBT002 -- as above
 ) -> None:
     """Run a recipe's stages in order; finished ones are skipped, an interrupted one goes on.
@@ -112,9 +127,24 @@ def run(  # noqa: PLR0913, PLR0917 -- the options of a command line
     """
     policy = _policy(restarts, min_hosts, patience, supervise=supervise)
     conductor = make_conductor(
-        recipe, words, processes, hostfile=hostfile, port=master_port, redo=redo, grace=grace
+        recipe,
+        words,
+        processes,
+        hostfile=hostfile,
+        launcher=launcher,
+        launcher_args=launcher_args,
+        include=include,
+        exclude=exclude,
+        master_addr=master_addr,
+        port=master_port,
+        passed=tuple(env or ()),
+        redo=redo,
+        grace=grace,
     )
     conductor = dataclasses.replace(conductor, policy=policy)
+    if dry_run:
+        _rehearse(conductor, as_json)
+        return
     with stdout_kept_clean():
         conductor.run()
     if as_json:
@@ -137,32 +167,43 @@ def _policy(
     return Policy(**given) if supervise else None
 
 
-def make_conductor(  # noqa: PLR0913 -- the options of a command line
+def _rehearse(conductor: "Conductor", as_json: bool) -> None:  # noqa: FBT001 -- from typer's flag
+    from launcher.dry_run import lines, rehearse
+
+    with stdout_kept_clean():
+        told = rehearse(conductor)
+    if as_json:
+        answer(told, as_json)
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in lines(told))
+
+
+def make_conductor(
     path: Path,
     words: list[str] | None,
     processes: int | None,
     *,
-    hostfile: Path | None = None,
-    port: int | None = None,
     redo: list[str] | None = None,
-    grace: float = 60.0,
+    **placed: Any,
 ) -> "Conductor":
-    """What runs the recipe's stages as the command line says; RecipeError."""
+    """What runs the recipe's stages as the command line says; RecipeError.
+
+    ``placed``: further facts of ``launcher.placement.Placement``.
+    """
     from launcher.chain import Request
     from launcher.conduct import Conductor
+    from launcher.placement import Placement
     from launcher.recipe import check_world, load_recipe
-    from launcher.start import Placement
 
-    if processes and hostfile:
-        msg = "--processes and --hostfile: give one; the hostfile's slots say how many processes"
-        raise RecipeError(msg)
     settings = [word for word in words or [] if "=" in word]
     stages = tuple(word for word in words or [] if "=" not in word)
+    # Before the recipe, whose environment this program may add to.
+    placement = Placement(processes, **placed)
     recipe: Recipe = load_recipe(path, settings)
     return Conductor(
         recipe,
         Request(stages, frozenset(redo or [])),
-        Placement(processes, hostfile, port, grace=grace),
+        placement,
         tell,
         lambda names, world: check_world(recipe, names, world),
     )

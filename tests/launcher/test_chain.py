@@ -12,8 +12,8 @@ from configs.errors import CheckpointError, DataError, OnwardError, RecipeError,
 from launcher import chain
 from launcher.chain import Request
 from launcher.conduct import Conductor
+from launcher.placement import Placement
 from launcher.run_folder import RunFolder, Status, Workers
-from launcher.start import Placement
 from tests.launcher.toy import Toy, Write
 
 PLAN: dict[str, dict[str, Any]] = {

@@ -1,12 +1,13 @@
 """A launch becomes one deepspeed command line, and an environment that reaches every host."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 
 from configs.errors import RecipeError, ResourceError
-from launcher import environment, spared
+from launcher import environment, spared, spelling
 from launcher.command import Launch, deepspeed_command
 from launcher.environment import (
     device_name,
@@ -15,10 +16,11 @@ from launcher.environment import (
     visible_gpus,
     worker_environment,
 )
-from launcher.exports import exports, format_exports
+from launcher.exports import exports, format_exports, unpacked
 from launcher.hosts import Host
+from launcher.placement import Placement
 from launcher.run_folder import RunFolder
-from launcher.start import Placement, _describe, _environment, _prepare, _warn_of_unusable_gpus
+from launcher.start import _describe, _warn_of_unusable_gpus, environments, plan_launch
 
 RUN = Path("/runs/a")
 
@@ -53,10 +55,25 @@ def test_on_this_machine() -> None:
 
 def test_on_several_hosts() -> None:
     hosts = (Host("n1", 4), Host("n2", 8))
-    several = launch(hosts=hosts, hostfile=RUN / "hosts")
+    several = launch(hosts=hosts, hostfile=RUN / "hosts", launcher="pdsh", address="10.0.0.1")
     assert several.world == 12
-    command = deepspeed_command(several, ["deepspeed"])
-    assert command[1:4] == ["--hostfile=/runs/a/hosts", "--master_port=4000", "--module"]
+    assert deepspeed_command(several, ["deepspeed"]) == [
+        "deepspeed",
+        "--hostfile=/runs/a/hosts",
+        "--launcher=pdsh",
+        "--force_multi",
+        "--no_ssh_check",
+        "--master_addr=10.0.0.1",
+        "--master_port=4000",
+        "--module",
+        "launcher.worker",
+        "/runs/a/recipe.yaml",
+        "base",
+        "dapt",
+        "--report_to=/runs/a/base/launch",
+        "--grace=60",
+        "--folder=/",
+    ]
 
 
 def test_a_hostfile_that_names_this_machine_alone_needs_no_ssh() -> None:
@@ -72,14 +89,26 @@ def test_chosen_gpus_are_named() -> None:
         deepspeed_command(launch(gpu_ids=[2]), ["deepspeed"])
 
 
-@pytest.mark.parametrize("path", ["/runs/a b", "/runs/$HOME", "/runs/`id`", "/runs/a;b", "/r'"])
-def test_a_path_that_a_remote_shell_would_change_is_refused(path: str) -> None:
+@pytest.mark.parametrize("path", ["/runs/a b", "/runs/$HOME", "/runs/%n", "/runs/a;b", "/r'"])
+def test_a_path_that_a_remote_shell_would_change_is_spelled(path: str) -> None:
     folder = Path(path)
     here = deepspeed_command(launch(recipe=folder, folder=folder), ["deepspeed"])
     assert path in here
-    far = launch(recipe=folder, folder=folder, hosts=(Host("n1", 1), Host("n2", 1)), hostfile=RUN)
-    with pytest.raises(RecipeError, match="hands this to a shell"):
-        deepspeed_command(far, ["deepspeed"])
+    far = launch(
+        recipe=folder, folder=folder, hosts=(Host("n1", 1),), hostfile=RUN, launcher="pdsh"
+    )
+    words = deepspeed_command(far, ["deepspeed"])
+    words = words[words.index("launcher.worker") + 1 :]
+    assert all(map(spelling.is_plain, (word.replace("+", "") for word in words)))
+    assert spelling.read_if_spelled(words)[0] == path
+
+
+def test_an_installation_whose_path_a_shell_would_change_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.executable", "/opt/my tools/python")
+    with pytest.raises(RecipeError, match="install them below a path of letters"):
+        deepspeed_command(launch(hosts=(Host("n1", 1),), launcher="pdsh"), ["deepspeed"])
 
 
 def test_workers_without_gpus_share_the_cores() -> None:
@@ -126,11 +155,14 @@ def test_other_hosts_get_the_users_own_file_and_no_secret(tmp_path: Path) -> Non
 
 
 def test_values_reach_other_hosts_literally() -> None:
-    assert format_exports({"A": "plain/1", "B": 'a $b "c" `d` \\e'}) == (
-        'A=plain/1\nB=a \\$b \\"c\\" \\`d\\` \\\\e\n'
-    )
-    with pytest.raises(RecipeError, match="line break"):
-        format_exports({"A": "a\nb"})
+    others = {"B": ' a $b "c" `d` \\e\n', "C": "eth0,eth1"}
+    first, second = format_exports({"A": "plain/1", **others}).splitlines()
+    assert first == "A=plain/1"
+    name, _, value = second.partition("=")
+    assert unpacked({name: value}) == others
+    assert unpacked({}) == {}
+    with pytest.raises(RecipeError, match="PYTHONPATH='a b' cannot reach other hosts unchanged"):
+        format_exports({"PYTHONPATH": "a b"})
 
 
 def test_a_machine_without_gpus_does_not_keep_other_hosts_from_theirs(
@@ -143,16 +175,16 @@ def test_a_machine_without_gpus_does_not_keep_other_hosts_from_theirs(
     monkeypatch.setenv("DS_ACCELERATOR", "")
     monkeypatch.delenv("DS_ACCELERATOR")
     (tmp_path / "hosts").write_text("n1 slots=1\nn2 slots=2\n")
-    placement = Placement(hostfile=tmp_path / "hosts")
+    placement = Placement(hostfile=tmp_path / "hosts", environment={})
     # As the command line does, after it has taken note of the user's environment.
     environment.settle_accelerator()
     assert os.environ["DS_ACCELERATOR"] == "cpu"
-    several = _prepare(RunFolder(tmp_path / "run"), ["base"], [], placement)
-    made = _environment(several, placement.environment)
-    assert "DS_ACCELERATOR" not in Path(made["DS_ENV_FILE"]).read_text()
+    several = plan_launch(RunFolder(tmp_path / "run"), ["base"], [], placement, shown_only=True)
+    passed, made = environments(several, placement)
+    assert "DS_ACCELERATOR" not in {*passed, *made}
     assert _describe(several, made) == "3 processes on n1 (1), n2 (2)"
-    asked = _environment(several, {"DS_ACCELERATOR": "cpu"})
-    assert "DS_ACCELERATOR=cpu" in Path(asked["DS_ENV_FILE"]).read_text()
+    asked = dataclasses.replace(placement, environment={"DS_ACCELERATOR": "cpu"})
+    assert environments(several, asked)[0]["DS_ACCELERATOR"] == "cpu"
 
 
 def test_the_device_is_named() -> None:

@@ -11,9 +11,9 @@ from configs.errors import CheckpointError, LaunchError, RecipeError
 from launcher.chain import Request
 from launcher.conduct import Conductor
 from launcher.executors import Spread, parse_settings, run_spread
+from launcher.placement import Placement
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
-from launcher.start import Placement
 from launcher.verbs import exchange
 
 SLURM = {"time": "1:00", "partition": "cpu"}

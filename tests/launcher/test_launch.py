@@ -14,8 +14,8 @@ from configs.errors import LaunchError, RecipeError
 from launcher import environment
 from launcher.chain import Request
 from launcher.conduct import Conductor
+from launcher.placement import Placement
 from launcher.run_folder import RunFolder
-from launcher.start import Placement
 from tests.launcher.toy import Toy
 
 pytestmark = pytest.mark.processes

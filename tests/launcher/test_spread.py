@@ -16,8 +16,8 @@ from launcher.chain import Request
 from launcher.command import Launch, deepspeed_command
 from launcher.conduct import Conductor
 from launcher.hosts import Host, one_a_host
+from launcher.placement import Placement
 from launcher.run_folder import RunFolder
-from launcher.start import Placement
 from tests.launcher.toy import Toy
 
 HOSTS = "node-a slots=4\nnode-b slots=8\n"
@@ -40,8 +40,9 @@ def test_a_launch_over_hosts_has_one_process_on_each(tmp_path: Path) -> None:
     spread = placement.for_stage("hosts")
     assert spread.hosts() == one_a_host(placement.hosts()) == (Host("node-a", 1), Host("node-b", 1))
     assert spread.world() == 2
-    launch = Launch(Path("r.yaml"), ["p"], 4000, Path("l"), hosts=spread.hosts(), hostfile=hostfile)
-    assert "--no_ssh_check" not in deepspeed_command(launch, ["deepspeed"])
+    assert placement.chosen_launcher() == "pdsh"
+    launch = Launch(Path("r.yaml"), ["p"], 4000, Path("l"), hosts=spread.hosts(), launcher="pdsh")
+    assert "--force_multi" in deepspeed_command(launch, ["deepspeed"])
 
 
 @pytest.mark.parametrize("hosts", ["", "localhost slots=4\n"])

@@ -28,9 +28,9 @@ from launcher.chain import Request
 from launcher.conduct import Conductor
 from launcher.interruption import Interrupted
 from launcher.outcome import Outcome
+from launcher.placement import Placement
 from launcher.policy import LONGEST_BACK_OFF, Policy
 from launcher.run_folder import RunFolder, make_folder
-from launcher.start import Placement
 from launcher.supervise import Part, Supervisor
 from tests.launcher.toy import Toy
 

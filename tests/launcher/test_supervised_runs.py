@@ -13,9 +13,9 @@ import pytest
 from configs.errors import LaunchError
 from launcher.chain import Request
 from launcher.conduct import Conductor
+from launcher.placement import Placement
 from launcher.policy import Policy
 from launcher.run_folder import RunFolder
-from launcher.start import Placement
 from tests.launcher.pretraining import STAGE, Launches, make_data, numbers
 from tests.launcher.test_stopped_runs import processes_of, until
 from tests.launcher.toy import Toy

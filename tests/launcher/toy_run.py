@@ -6,7 +6,7 @@ from pathlib import Path
 from launcher import cli
 from launcher.chain import Request
 from launcher.conduct import Conductor
-from launcher.start import Placement
+from launcher.placement import Placement
 from launcher.verbs.answers import tell
 from tests.launcher.toy import load_toy
 

@@ -1,5 +1,6 @@
 """A hostfile (``name slots=N`` a line, as DeepSpeed has it), checked before anything starts."""
 
+import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import LaunchError, RecipeError
+from launcher.exports import own_environment
 from launcher.own_names import is_this_machine
 
 # Starts with a letter or digit, so that no name can be taken for an option by ssh.
@@ -135,6 +137,7 @@ def _trouble(name: str, seconds: float) -> str | None:
     try:
         done = subprocess.run(
             [*SSH, name, "true"],
+            env=own_environment(os.environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

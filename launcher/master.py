@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from configs.errors import Cause, LaunchError, RecipeError, ResourceError
 from launcher import probe, spelling
+from launcher.exports import own_environment
 from launcher.hosts import Host
 from launcher.own_names import addresses
 
@@ -73,7 +75,12 @@ def _alias(name: str) -> str:
     """What a name of ~/.ssh/config stands for."""
     try:
         done = subprocess.run(
-            ["ssh", "-G", name], capture_output=True, text=True, timeout=5, check=False
+            ["ssh", "-G", name],
+            env=own_environment(os.environ),
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return name
@@ -87,6 +94,7 @@ def _ask(first: Host, wish: Wish, target: str, reach: Sequence[str]) -> dict[str
     try:
         done = subprocess.run(
             [*reach, sys.executable, "-", *words],
+            env=own_environment(os.environ),
             input=Path(probe.__file__).read_text(encoding="utf-8"),
             capture_output=True,
             text=True,

@@ -1,13 +1,14 @@
 """Each launcher: what it is called with, and two ranks started by it."""
 
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from configs.errors import LaunchError, RecipeError
-from launcher import own_names
+from configs.errors import LaunchError, RecipeError, ResourceError
+from launcher import master
 from launcher.chain import Request
 from launcher.command import Launch, deepspeed_command
 from launcher.conduct import Conductor
@@ -15,6 +16,7 @@ from launcher.environment import PROJECT
 from launcher.hosts import Host
 from launcher.launchers import LAUNCHERS
 from launcher.launchers.slurm import allocation
+from launcher.master import Wish
 from launcher.placement import Placement
 from launcher.run_folder import RunFolder
 from tests.launcher.fakes import Fakes
@@ -106,7 +108,7 @@ def test_slurm_takes_its_allocations_order_and_nothing_else(fakes: Fakes) -> Non
         slurm.arranged([Host("node-1", 2), Host("node-2", 1)], allocated)
     with pytest.raises(RecipeError, match=r"srun counts tasks and cannot choose the slots 1;"):
         slurm.arranged([Host("node-1", 1, (1,))], allocated)
-    with pytest.raises(RecipeError, match=r"nod-1 is not in this allocation; did you mean 'node-1'"):
+    with pytest.raises(RecipeError, match=r"nod-1 is not in this allocation; did you"):
         slurm.arranged([Host("nod-1", 1)], allocated)
     assert allocation(allocated | {"SLURM_GPUS_ON_NODE": "4"}, None)[0] == Host("node-3", 4)
     per_node = {"SLURM_NTASKS_PER_NODE": "2", "SLURM_GPUS_ON_NODE": "4"}
@@ -190,7 +192,7 @@ def test_two_ranks_by_a_stand_in_for_srun_without_a_hostfile(
     asked, started = on_the_cpu.notes("srun")
     assert asked["words"][:3] == ["--nodes=1", "--ntasks=1", "--overlap"]
     (export,) = [word for word in started["words"] if word.startswith("--export=")]
-    assert "NCCL_SOCKET_IFNAME" not in export
+    assert "NCCL_SOCKET_IFNAME=" not in export
     assert "ONWARD_PASSED=" in export
     assert not on_the_cpu.notes("ssh")
 
@@ -210,23 +212,37 @@ def test_two_ranks_by_the_real_mpirun(
     run_two_ranks(tmp_path, placement)
 
 
-@pytest.mark.processes
-def test_two_ranks_by_a_stand_in_for_mpirun(
-    tmp_path: Path, on_the_cpu: Fakes, monkeypatch: pytest.MonkeyPatch
+def test_an_address_that_only_the_first_host_reaches_is_refused(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
-    monkeypatch.setenv("FI_PROVIDER", "a 'b' \"c\" $d")
-    hostfile = tmp_path / "hosts"
-    hostfile.write_text("node-1 slots=1\nnode-2 slots=1\n")
-    monkeypatch.setattr(own_names, "addresses", lambda name, seconds=3.0: ["192.0.2.77"])
-    monkeypatch.setattr("launcher.master.addresses", lambda name: ["192.0.2.77"])
-    with pytest.raises(LaunchError, match=r"only node-1 itself can reach|no way|address"):
-        run_two_ranks(
-            tmp_path,
-            Placement(
-                hostfile=hostfile,
-                launcher="openmpi",
-                master_addr="127.0.0.1",
-                module="tests.launcher.toy",
-            ),
-        )
+    hosts = (Host("node-1", 1), Host("node-2", 1))
+    reach = LAUNCHERS["pdsh"].reach(hosts[0], {})
+    monkeypatch.setattr("launcher.master.addresses", lambda name: ["127.0.1.1"])
+    for wish in (Wish(), Wish("127.0.0.1")):
+        with pytest.raises(
+            LaunchError, match=r"127\.0\..*, which only node-1 itself can reach: does"
+        ):
+            master.find(hosts, wish, reach)
+    with pytest.raises(LaunchError, match=r"--master-addr 192\.0\.2\.99: on node-1 .* not an addr"):
+        master.find(hosts, Wish("192.0.2.99"), reach)
+    assert len(fakes.notes("ssh")) == 3
+
+
+def test_a_port_in_use_on_the_first_host_names_its_process(fakes: Fakes) -> None:
+    hosts = (Host("node-1", 2),)
+    reach = LAUNCHERS["pdsh"].reach(hosts[0], {})
+    found = master.find(hosts, Wish(), reach)
+    assert found.address == "127.0.0.1"
+    with socket.socket() as server:
+        server.bind(("", found.port))
+        server.listen()
+        with pytest.raises(ResourceError, match=f"port {found.port} on node-1: in use by process"):
+            master.find(hosts, Wish(port=found.port), reach)
+
+
+def test_a_first_host_that_cannot_be_asked_is_named(tmp_path: Path) -> None:
+    silent = tmp_path / "reach"
+    silent.write_text("#!/bin/sh\necho no route to host >&2\nexit 255\n")
+    silent.chmod(0o755)
+    with pytest.raises(LaunchError, match=r"node-1 could not be asked for .*: no route to host;"):
+        master.find((Host("node-1", 2),), Wish(), [str(silent)])

@@ -13,7 +13,7 @@ from configs.errors import OnwardError, Preempted
 from configs.permissions import apply_umask
 from launcher.secrecy import mask
 from launcher.spared import spare_threads
-from launcher.verbs import doctor, exchange, looking, planning, running
+from launcher.verbs import doctor, exchange, launch_script, looking, planning, running
 from launcher.verbs.answers import tell
 from launcher.verbs.app import app
 
@@ -24,6 +24,7 @@ _ORDER = (
     planning.plan,
     doctor.doctor,
     running.run,
+    launch_script.launch_script,
     looking.order,
     looking.inspect,
     exchange.export,

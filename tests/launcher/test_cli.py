@@ -19,7 +19,7 @@ from launcher.verbs import running
 
 VERBS = [
     *("quickstart", "check", "plan", "run", "order", "inspect", "adopt", "export-shards", "export"),
-    *("report", "board"),
+    *("report", "board", "launch-script"),
 ]
 
 

@@ -20,7 +20,12 @@ _TOKEN = re.compile(
     r"|sk-[A-Za-z0-9_-]{16,}|xox[abprs]-[A-Za-z0-9-]{10,}|A[KS]IA[0-9A-Z]{16}"
     r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
 )
-_ASSIGNED = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)=(?P<value>[^\s,;&'\"]+)")
+_ASSIGNED = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)=(?P<value>[^\s,;&'\"]*[^\s,;:&'\"])")
+# In JSON and in YAML's braces.
+_PAIR = re.compile(
+    r"(?P<before>[{,]\s*[\"']?|[\"'])(?P<name>[A-Za-z_][\w.-]*)(?P<colon>[\"']?\s*:\s*)"
+    r"(?P<value>\"[^\"]*\"|'[^']*'|[^\s,}\]\"']+)"
+)
 _KEY = re.compile(r"API_?KEY|ACCESS_?KEY|SECRET|PASSWORD|PASSWD|(?:AUTH|ACCESS|HF)_?TOKEN")
 _PLAIN = re.compile(r"true|false|null|none|[-+]?[\d_]+(?:\.[\d_]*)?(?:e[-+]?\d+)?", re.IGNORECASE)
 
@@ -45,6 +50,8 @@ def mask(text: str) -> str:
     if "=" in text:
         text = _PARAMETER.sub(rf"\g<name>{MASK}", text)
         text = _ASSIGNED.sub(_mask_assigned, text)
+    if ":" in text:
+        text = _PAIR.sub(_mask_pair, text)
     return _TOKEN.sub(MASK, text)
 
 
@@ -52,6 +59,12 @@ def _mask_assigned(found: re.Match[str]) -> str:
     if not is_secret_name(found["name"]) or _PLAIN.fullmatch(found["value"]):
         return found[0]
     return f"{found['name']}={MASK}"
+
+
+def _mask_pair(found: re.Match[str]) -> str:
+    if not is_secret_name(found["name"]) or _PLAIN.fullmatch(found["value"].strip("\"'")):
+        return found[0]
+    return f"{found['before']}{found['name']}{found['colon']}{MASK}"
 
 
 def mask_word(word: str) -> str:

@@ -1,5 +1,6 @@
 """Whether other hosts see the run folder and the data, asked over ssh before a launch."""
 
+import os
 import secrets
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from configs.errors import LaunchError
 from launcher.agreement import is_there
+from launcher.exports import own_environment
 from launcher.hosts import SSH, Host
 from launcher.run_folder import write_atomically
 
@@ -49,6 +51,7 @@ def _ask(name: str, token: Path, word: str, paths: Sequence[Path]) -> list[str]:
     try:
         done = subprocess.run(
             [*SSH, name, _script(token, paths)],
+            env=own_environment(os.environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

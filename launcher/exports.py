@@ -19,6 +19,7 @@ _FORWARDED = frozenset(
         "ONWARD_LAUNCHER_SILENCE",
         "ONWARD_REMOTE_DEADLINE",
         "ONWARD_REMOTE_TIMEOUT",
+        "ONWARD_UMASK",
         "DS_ACCELERATOR",
         "OMP_NUM_THREADS",
         "TORCH_EXTENSIONS_DIR",

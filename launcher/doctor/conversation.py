@@ -13,6 +13,7 @@ from typing import Any
 
 from launcher.doctor.probe import MARK
 from launcher.doctor.scene import Unreached
+from launcher.exports import own_environment
 from launcher.hosts import SSH
 
 PROBE = "launcher.doctor.probe"
@@ -61,7 +62,7 @@ class Conversation:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **values} if name is None else None,
+            env={**os.environ, **values} if name is None else own_environment(os.environ),
             text=True,
             errors="replace",
             start_new_session=True,

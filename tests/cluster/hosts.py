@@ -205,17 +205,24 @@ class ClusterHost:
         """Plug its cable in again."""
         self.cluster.switch.set(self.name, "up")
 
-    def block(self, port: int | str) -> None:
-        """Drop, as a firewall does, what other hosts send to this TCP port of it, or FIRST-LAST."""
-        self._rule("add", port)
+    def block(self, port: int) -> None:
+        """Drop, as a firewall does, what other hosts send to this TCP port of it."""
+        self._rule("add", f"ipproto tcp dport {port}")
 
-    def unblock(self, port: int | str) -> None:
+    def unblock(self, port: int) -> None:
         """Let it in again."""
-        self._rule("del", port)
+        self._rule("del", f"ipproto tcp dport {port}")
 
-    def _rule(self, verb: str, port: int | str) -> None:
-        rule = f"pref 50 iif eth0 ipproto tcp dport {port} blackhole"
-        self.do("ip", "rule", verb, *rule.split())
+    def ignore(self, other: "ClusterHost") -> None:
+        """Drop everything that comes from another host."""
+        self._rule("add", f"from {other.address}")
+
+    def heed(self, other: "ClusterHost") -> None:
+        """Let it in again."""
+        self._rule("del", f"from {other.address}")
+
+    def _rule(self, verb: str, what: str) -> None:
+        self.do("ip", "rule", verb, *f"pref 50 iif eth0 {what} blackhole".split())
 
     def slow(self, rate: str) -> None:
         """Limit what it sends, such as ``100mbit``."""

@@ -14,7 +14,7 @@ from benchmarks import faults
 from benchmarks.killed_run import POLL, KilledRun, lines_of
 from tests.launcher.pretraining import DEEPSPEED, STAGE, make_data, write_recipe
 
-STEPS, EVERY, LENGTH, BATCH, RANKS, SEED = 1500, 50, 128, 64, 2, 16
+STEPS, EVERY, LENGTH, BATCH, RANKS, SEED = 800, 50, 128, 64, 2, 16
 BETWEEN_KILLS = 45.0
 """Mean seconds: hundreds of times as often as machines fail, so that minutes show it."""
 TARGET = 0.95

@@ -1,5 +1,6 @@
 """The files of shards that this process holds open: a bounded number, whatever it reads."""
 
+import errno
 import os
 import threading
 from collections import OrderedDict
@@ -13,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.errors import DataError, ResourceError
+from configs.errors import Cause, DataError, ResourceError
 from data_pipeline.disk import TOO_MANY
 from data_pipeline.shards.choices import Mode
 from data_pipeline.shards.manifest import ShardRecord, Suffix
@@ -47,7 +48,8 @@ class Mapped:
             if isinstance(error, OSError) and error.errno in TOO_MANY:
                 raise
             msg = f"{name}: cannot be mapped into memory ({error}); set mode: pread"
-            raise DataError(msg) from error
+            is_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
+            raise DataError(msg, Cause("memory") if is_memory else None) from error
         finally:
             file.close()
 

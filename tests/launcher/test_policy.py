@@ -37,6 +37,7 @@ def at_step(error: BaseException, step: int) -> BaseException:
         (at_step(ResourceError("x", Cause("memory")), 3), "memory", "restart", "end"),
         (ResourceError("too large a model", Cause("memory")), "memory", "restart", "end"),
         (MemoryError(), "memory", "restart", "end"),
+        (DataError("cannot be mapped", Cause("memory")), "memory", "restart", "end"),
         (ResourceError("x", Cause("space", "/d", 10)), "space", "room", "room"),
         (ResourceError("x", Cause("port")), "port", "at_once", "at_once"),
         (LaunchError("x", Cause("port")), "port", "at_once", "at_once"),

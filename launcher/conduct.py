@@ -84,6 +84,10 @@ class Conductor:
             self.folder.remove_leftovers()
             names = chain.select(self.recipe, self.folder, self.request)
             launched = (self.recipe.stages[name] for name in names if self._is_launched(name))
+            if supervisor:
+                # It waits for those that do not answer, or goes on without them.
+                absent = unreachable(by_ssh)
+                by_ssh = tuple(host for host in by_ssh if host.name not in absent)
             require_shared(by_ssh, self.folder.root, local_paths(launched))
             self._record({host.name: host.slots for host in hosts})
             for name in names:

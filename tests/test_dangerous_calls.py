@@ -57,9 +57,9 @@ def found_in(text: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call):
             yield from _in_call(node)
-        if isinstance(node, ast.keyword) and _is_true(node.value):
-            if node.arg in {"shell", "allow_pickle", "trust_remote_code"}:
-                yield f"{node.arg}=True"
+        risky = {"shell", "allow_pickle", "trust_remote_code"}
+        if isinstance(node, ast.keyword) and node.arg in risky and _is_true(node.value):
+            yield f"{node.arg}=True"
         if isinstance(node, ast.ImportFrom) and node.module in {"pickle", "os", "yaml", "torch"}:
             yield from (
                 f"{node.module}.{name.name}"

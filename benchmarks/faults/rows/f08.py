@@ -28,7 +28,7 @@ SLOW_SECONDS = 1.5
 
 
 def measure(repeats: int, folder: Path) -> Measured:
-    """Each repeat: three fetches through faults drawn by chance, one that cannot be, three saves."""
+    """Each repeat: three fetches through faults drawn by chance, a hopeless one, three saves."""
     tries: dict[str, Callable[[Path, random.Random, dict[str, float]], str]] = {
         "a store with moments of trouble": _fetched,
         "a store that never answers": _given_up,

@@ -13,13 +13,10 @@ from typing import Any
 
 import pytest
 
-from configs.errors import LaunchError
 from launcher.doctor import visit
 from launcher.doctor.examine import Diagnosis, Order, examine
-from launcher.doctor.ready import require_ready
 from launcher.doctor.text import lines
 from launcher.doctor.trial import rounds
-from launcher.hosts import Host
 
 ROOT = Path(__file__).parents[3]
 SSH = """#!{python}
@@ -195,24 +192,6 @@ def test_a_recipe_brings_its_folder_and_its_needs(world: World) -> None:
     assert scene.folder.name == "quickstart"
     assert scene.needs is not None
     assert scene.needs.disk > scene.needs.checkpoint > 0
-
-
-def test_a_launch_is_refused_with_all_that_is_wrong(world: World) -> None:
-    hosts = [Host("a", 1), Host("b", 1)]
-    (world.folder / "edits").write_text("{}")
-    require_ready(hosts, world.run, os.environ)
-    require_ready([Host("localhost", 1)], world.run, os.environ)
-    edits = {"b": {"says": "Permission denied"}, "c": {"software": {"digest": "1"}}}
-    (world.folder / "edits").write_text(json.dumps(edits))
-    with pytest.raises(LaunchError) as caught:
-        require_ready([*hosts, Host("c", 1), Host("d", 1)], world.run, os.environ)
-    first, *rest = str(caught.value).splitlines()
-    assert first == "these hosts are not ready:"
-    assert [line.partition(",")[0] for line in rest] == [
-        "b: ssh wants a password or a key that is not here; let a key in without a question: "
-        "ssh-copy-id b",
-        "c: our code is 1",
-    ]
 
 
 def here(*words: str, preexec: Any = None, **environment: str) -> subprocess.CompletedProcess[str]:

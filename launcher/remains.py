@@ -1,5 +1,6 @@
 """What a launch that has ended may have left at work on other hosts: found, and ended, by id."""
 
+import os
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -7,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from launcher.blame import host_of_rank
+from launcher.exports import own_environment
 from launcher.hosts import SSH, Host
 from launcher.outcome import read_outcomes
+from launcher.spelling import spell
 
 # A number may be another process's by now: only one whose command names this launch's folder is
 # ended. Those that have not left word yet see another launch in its folder, and end themselves.
@@ -37,7 +40,7 @@ def end_remains(folder: Path, hosts: Sequence[Host], seconds: float = 20.0) -> d
         name = host_of_rank(outcome.rank, outcome.host, hosts)
         by_host.setdefault(name, []).append(outcome.pid)
     others = {h.name: by_host[h.name] for h in hosts if h.name in by_host and not h.is_here}
-    return _end_on(others, f"--report_to={folder}", seconds) if others else {}
+    return _end_on(others, f"--report_to={spell(str(folder))}", seconds) if others else {}
 
 
 def _end_on(pids: Mapping[str, Sequence[int]], mark: str, seconds: float) -> dict[str, list[int]]:
@@ -46,6 +49,7 @@ def _end_on(pids: Mapping[str, Sequence[int]], mark: str, seconds: float) -> dic
         try:
             done = subprocess.run(
                 [*SSH, name, f"sh -s -- {words}"],
+                env=own_environment(os.environ),
                 input=_SCRIPT,
                 capture_output=True,
                 text=True,

@@ -14,7 +14,7 @@ from benchmarks import faults
 from benchmarks.killed_run import POLL, KilledRun, lines_of
 from tests.launcher.pretraining import DEEPSPEED, STAGE, make_data, write_recipe
 
-STEPS, EVERY, LENGTH, BATCH, RANKS, SEED = 800, 50, 128, 64, 2, 16
+STEPS, EVERY, BATCH, RANKS, SEED = 800, 50, 256, 2, 16
 BETWEEN_KILLS = 45.0
 """Mean seconds: hundreds of times as often as machines fail, so that minutes show it."""
 TARGET = 0.95
@@ -82,7 +82,6 @@ def _run(data: Path, output: Path, draw: random.Random | None) -> tuple[KilledRu
         "steps": STEPS,
         "checkpoint": {"every": EVERY},
         "validation": None,
-        "data": {"length": LENGTH, "sources": {"only": {"shards": str(data / "shards")}}},
         "backend": {"name": "deepspeed", "config": DEEPSPEED | rows},
     }
     recipe = write_recipe(data, output, **changes)

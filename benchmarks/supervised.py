@@ -85,7 +85,8 @@ def _run(data: Path, output: Path, draw: random.Random | None) -> tuple[KilledRu
         "backend": {"name": "deepspeed", "config": DEEPSPEED | rows},
     }
     recipe = write_recipe(data, output, **changes)
-    options = ["--processes", str(RANKS), "--supervise"]
+    # By chance several kills may fall into start-ups, one after the other.
+    options = ["--processes", str(RANKS), "--supervise", "--restarts", "20"]
     kills: list[Kill] = []
     with KilledRun(recipe, output, options, OMP_NUM_THREADS="1") as run:
         at = time() + draw.expovariate(1 / BETWEEN_KILLS) if draw else float("inf")

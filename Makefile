@@ -3,6 +3,7 @@
 # make grids        the longer tests: architectures at every ZeRO stage, runs broken off at many points
 # make test-cluster   train on several hosts made of namespaces; needs root, and installs Debian's packages for it
 # make faults       every fault of the table, then RUNS=500 real runs hit at random; over an hour; goes on where stopped
+# make fuzz         a hundred thousand damaged files to every reader; minutes
 # make check        format, lint, types, layers        make fix   repair format and lint
 VENV ?= .venv
 PYTHON ?= python3
@@ -20,7 +21,7 @@ export HF_HUB_OFFLINE ?= 1
 
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart test grids test-cluster faults check fix clean
+.PHONY: setup quickstart test grids test-cluster faults fuzz check fix clean
 
 setup: $(READY)
 
@@ -49,6 +50,9 @@ faults: $(READY)
 	$(VENV)/bin/python -m benchmarks.faults.rows
 	$(VENV)/bin/python -m benchmarks.faults --runs $(RUNS) --seed 1 $(RUN)
 	$(VENV)/bin/python -m benchmarks.faults --seed 1 --report
+
+fuzz: $(READY)
+	$(VENV)/bin/python -m tests.fuzz --inputs 100000 --seed 1 $(RUN)
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .

@@ -20,6 +20,8 @@ _MOST_BYTES = 8 << 20
 _LONGEST_NUMBER = 128
 # NUL ends a path for the kernel, and half a surrogate pair cannot be written.
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
+# As a shell or another program would replace it; here a folder of that name would be made.
+_VARIABLE = re.compile(r"\$\{[A-Za-z_]\w*\}|^\$[A-Za-z_]\w*(?=/|$)")
 
 
 class _Loader(yaml.SafeLoader):
@@ -171,7 +173,7 @@ def _read_text(path: Path) -> str:
 
 def _compose(path: Path, text: str) -> yaml.Node:
     try:
-        _refuse_depth(path, text)
+        _refuse_depth(str(path), text)
         try:
             root = yaml.compose(text, Loader=_FastLoader)
         except yaml.YAMLError:
@@ -188,7 +190,7 @@ def _compose(path: Path, text: str) -> yaml.Node:
     return root
 
 
-def _refuse_depth(path: Path, text: str) -> None:
+def _refuse_depth(path: str, text: str) -> None:
     """Before anything recurses: libyaml's own recursion ends the process where it is too deep."""
     depth = 0
     try:
@@ -218,31 +220,38 @@ def _construct(path: Path, root: yaml.Node) -> dict[str, Any]:
     return dict(_unshare(str(path), values, [0]))
 
 
-def _unshare(path: str, value: Any, count: list[int], depth: int = 0) -> Any:
+def _unshare(path: str, value: Any, count: list[int], keys: tuple[Key, ...] = ()) -> Any:
     """A copy in which no two places are one object, so that an override reaches one place only.
 
     RecipeError for what no key takes, and what would fail wherever it is written or shown.
     """
     count[0] += 1
-    if count[0] > _LARGEST or depth > _DEEPEST:
+    if count[0] > _LARGEST or len(keys) > _DEEPEST:
         msg = f"{path}: aliases (*name) that grow beyond {_LARGEST} values or {_DEEPEST} levels"
         raise RecipeError(msg)
     if isinstance(value, dict):
-        _require_usable(path, *value)
-        return {key: _unshare(path, below, count, depth + 1) for key, below in value.items()}
+        _require_usable(path, keys, *value)
+        return {key: _unshare(path, each, count, (*keys, key)) for key, each in value.items()}
     if isinstance(value, list):
-        return [_unshare(path, below, count, depth + 1) for below in value]
-    _require_usable(path, value)
+        return [_unshare(path, each, count, (*keys, at)) for at, each in enumerate(value)]
+    _require_usable(path, keys, value)
     return value
 
 
-def _require_usable(path: str, *values: object) -> None:
+def _require_usable(path: str, keys: tuple[Key, ...], *values: object) -> None:
+    where = f"{path}: {'.'.join(map(str, keys))}" if keys else path
     for value in values:
         if isinstance(value, str) and (found := _UNUSABLE.search(value)):
-            msg = f"{path}: {value[:60]!r} holds the character {found[0]!r}, which no text may"
+            msg = f"{where}: {value[:60]!r} holds the character {found[0]!r}, which no text may"
+            raise RecipeError(msg)
+        if isinstance(value, str) and (found := _VARIABLE.search(value)):
+            msg = (
+                f"{where}: {found[0]}: recipes take no environment variables; write the value, or "
+                "give it on the command line: key=value"
+            )
             raise RecipeError(msg)
         if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER:
-            msg = f"{path}: a whole number of {value.bit_length()} bits, which no key takes"
+            msg = f"{where}: a whole number of {value.bit_length()} bits, which no key takes"
             raise RecipeError(msg)
 
 
@@ -300,12 +309,13 @@ def _child(node: yaml.Node, key: Key) -> tuple[yaml.Node, int] | None:
 
 def _parse_override(text: str) -> Override:
     path, equals, value = text.partition("=")
-    _require_usable(f"command line: {text[:80]!r}", text)
+    _require_usable(f"command line: {text[:80]!r}", (), text)
     keys = tuple(path.split("."))
     if not equals or not all(keys):
         msg = f"command line: {text}: expected key.path=value, such as stages.base.steps=200"
         raise RecipeError(msg)
     try:
+        _refuse_depth(f"command line: {text[:80]!r}", value)
         loaded = yaml.load(value, Loader=_Loader)
         found = _unshare(f"command line: {text[:80]!r}", loaded, [0])
         return Override(text, keys, found)

@@ -57,8 +57,8 @@ def found_in(text: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call):
             yield from _in_call(node)
-        risky = {"shell", "allow_pickle", "trust_remote_code"}
-        if isinstance(node, ast.keyword) and node.arg in risky and _is_true(node.value):
+        is_set = isinstance(node, ast.keyword) and _is_true(node.value)
+        if is_set and node.arg in {"shell", "allow_pickle", "trust_remote_code"}:
             yield f"{node.arg}=True"
         if isinstance(node, ast.ImportFrom) and node.module in {"pickle", "os", "yaml", "torch"}:
             yield from (

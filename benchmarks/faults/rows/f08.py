@@ -28,7 +28,7 @@ SLOW_SECONDS = 1.5
 
 
 def measure(repeats: int, folder: Path) -> Measured:
-    """Each repeat: three fetches through faults drawn by chance, a hopeless one, three saves."""
+    """Each repeat tries every kind once, with faults drawn by chance."""
     tries: dict[str, Callable[[Path, random.Random, dict[str, float]], str]] = {
         "a store with moments of trouble": _fetched,
         "a store that never answers": _given_up,

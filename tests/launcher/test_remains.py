@@ -11,6 +11,7 @@ import pytest
 from launcher.hosts import Host
 from launcher.outcome import Outcome
 from launcher.remains import end_remains
+from launcher.spelling import spell
 
 HOSTS = (Host("localhost", 1), Host("node-2", 2))
 WAIT = "import time; time.sleep(60)"
@@ -32,7 +33,8 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def left(launch: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """A rank here, one there, and there somebody else who has a rank's number by now."""
-    marks = [f"--report_to={launch}"] * 2 + [f"--report_to={launch}-2"]
+    mark = f"--report_to={spell(str(launch))}"
+    marks = [mark, mark, f"{mark}-2"]
     started = [subprocess.Popen([sys.executable, "-c", WAIT, mark]) for mark in marks]
     for rank, process in enumerate(started):
         outcome = Outcome(rank=rank, host=HOSTS[min(rank, 1)].name, pid=process.pid)

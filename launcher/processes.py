@@ -47,6 +47,13 @@ def end_group(process: subprocess.Popen[str], grace: float) -> None:
         raise
 
 
+def end_leader(process: subprocess.Popen[str]) -> None:
+    """End the first process of a group alone, at once: what it would do at a signal is unwanted."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def _end_in_order(process: subprocess.Popen[str], grace: float) -> None:
     for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
         if not group_members(process.pid):

@@ -20,7 +20,7 @@ from launcher.hosts import format_hostfile
 from launcher.interruption import Interrupted
 from launcher.outcome import explain, explain_raised, read_outcomes
 from launcher.placement import Placement, remote_environments
-from launcher.processes import Tell, end_group, group_members, start_group
+from launcher.processes import Tell, end_group, end_leader, group_members, start_group
 from launcher.run_folder import RunFolder, make_folder, write_atomically
 from launcher.watch import STOP
 
@@ -58,12 +58,12 @@ def launch_stages(
         except Interrupted as stop:
             _let_them_save(process, launch, stop, followed.view.say)
             end_launch(launch.folder)
-            end_group(process, _TO_LEAVE)
+            _end(process, launch, _TO_LEAVE)
             error = explain_raised(read_outcomes(launch.folder)) or stop
             _mark_failed(run, names, error)
             raise error from None
         finally:
-            end_group(process, 0.0 if _hangs(launch) else launch.grace + _TO_LEAVE)
+            _end(process, launch, 0.0 if _hangs(launch) else launch.grace + _TO_LEAVE)
             _remove_shared_memory(launch.port)
     _judge(run, launch, code, followed.log)
 
@@ -72,6 +72,14 @@ def _remove_shared_memory(port: int | str) -> None:
     """What ranks that were killed in DeepSpeed's start have left in this machine's memory."""
     for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{port}_*"):
         path.unlink(missing_ok=True)
+
+
+def _end(process: subprocess.Popen[str], launch: Launch, seconds: float) -> None:
+    """All processes of the launch on this machine; ranks elsewhere have been told by a file."""
+    if launch.launcher == "pdsh" and process.poll() is None:
+        # At a signal it would `pkill` every launch of deepspeed that this user has on the hosts.
+        end_leader(process)
+    end_group(process, seconds)
 
 
 def _wait(process: subprocess.Popen[str], launch: Launch) -> int:

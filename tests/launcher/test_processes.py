@@ -3,11 +3,12 @@
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
 from launcher.interruption import Interrupted, signals_interrupt
-from launcher.processes import close_pipes, end_group, start_group
+from launcher.processes import close_pipes, end_group, end_leader, group_members, start_group
 
 
 def test_a_signal_while_a_group_ends_leaves_nobody_behind() -> None:
@@ -27,3 +28,17 @@ def test_a_signal_while_a_group_ends_leaves_nobody_behind() -> None:
     finally:
         end_group(process, grace=0.0)
         close_pipes(process)
+
+
+def test_a_leader_that_would_do_more_at_a_signal_gets_no_chance(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    script = f"trap 'touch {mark}; exit' TERM; sleep 60 & echo ready; wait"
+    process = start_group(["sh", "-c", script], {"PATH": os.environ["PATH"]})
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    end_leader(process)
+    assert group_members(process.pid)
+    end_group(process, grace=5.0)
+    close_pipes(process)
+    assert not group_members(process.pid)
+    assert not mark.exists()

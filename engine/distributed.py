@@ -91,11 +91,14 @@ def _join(chosen: str, limit: timedelta, meeting: Meeting) -> None:
     cards = rendezvous.gather(store, number, size, meeting)
     try:
         dist.init_process_group(chosen, store=store, rank=number, world_size=size, timeout=wait)
-        distributed_c10d._set_pg_timeout(limit)
-        store.set_timeout(limit)
+        groups = [None]
         if size > 1:
             # The limit is no heirloom: a group made without one waits for ever.
-            _control[:] = [dist.new_group(backend="gloo", timeout=limit)]
+            groups.append(dist.new_group(backend="gloo", timeout=wait))
+        for group in groups:
+            distributed_c10d._set_pg_timeout(limit, group)
+        store.set_timeout(limit)
+        _control[:] = groups[1:]
     except (RuntimeError, ValueError) as error:
         raise LaunchError(rendezvous.apart(number, cards, error)) from error
 

@@ -22,6 +22,7 @@ from launcher.outcome import explain, explain_raised, read_outcomes
 from launcher.placement import Placement, remote_environments
 from launcher.processes import Tell, end_group, end_leader, group_members, start_group
 from launcher.run_folder import RunFolder, make_folder, write_atomically
+from launcher.stragglers import Stragglers
 from launcher.watch import STOP
 
 _TO_LEAVE = 5.0
@@ -83,8 +84,16 @@ def _end(process: subprocess.Popen[str], launch: Launch, seconds: float) -> None
 
 
 def _wait(process: subprocess.Popen[str], launch: Launch) -> int:
-    """Until the launch has ended, or its ranks have found that it hangs; its exit code."""
+    """Until the launch has ended, or its ranks have found that it hangs; its exit code.
+
+    Or until one has failed, and others on other hosts have been left enough time to end.
+    """
+    stragglers = Stragglers(launch.folder)
     while process.poll() is None:
+        if stragglers.are_left():
+            end_launch(launch.folder)
+            _wait_until(lambda: process.poll() is not None, 2 * _TO_LEAVE)
+            break
         if _hangs(launch):
             # deepspeed's launcher would wait half a minute for a rank that is stopped.
             _wait_until(lambda: process.poll() is not None, 2 * _TO_LEAVE)

@@ -36,11 +36,13 @@ class Job:
         words = ["run", str(self.recipe), "--hostfile", str(file), *more]
         return [sys.executable, "-m", "launcher", *words]
 
-    def _prepare(self, fault: str) -> None:
-        """What ranks on other hosts are to know goes by the user's own file."""
+    def _prepare(self, fault: str) -> dict[str, str]:
+        """A fault: to ranks on other hosts by the user's own file, to those here by what is set."""
         self.struck.unlink(missing_ok=True)
-        lines = f"ONWARD_FAULT={fault}\nONWARD_FAULT_LOG={self.struck}\n" if fault else ""
+        told = {"ONWARD_FAULT": fault, "ONWARD_FAULT_LOG": str(self.struck)} if fault else {}
+        lines = "".join(f"{name}={value}\n" for name, value in told.items())
         (self.place / ".deepspeed_env").write_text(lines)
+        return told
 
     def run(
         self,
@@ -51,7 +53,7 @@ class Job:
         **environment: str,
     ) -> subprocess.CompletedProcess[str]:
         """To its end, from the first of the hosts or another."""
-        self._prepare(fault)
+        environment |= self._prepare(fault)
         command = self.command(hosts, *more)
         start = start_on or hosts[0]
         return start.run(command, LONGEST, cwd=self.place, **environment)
@@ -65,7 +67,7 @@ class Job:
         **environment: str,
     ) -> Started:
         """Begin one; what it says goes to ``log``."""
-        self._prepare(fault)
+        environment |= self._prepare(fault)
         command = self.command(hosts, *more)
         return (start_on or hosts[0]).start(command, self.log, cwd=self.place, **environment)
 

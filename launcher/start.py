@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from configs.errors import BY_NAME, OnwardError, ResourceError
+from configs.errors import BY_NAME, LaunchError, OnwardError, ResourceError
 from engine.watchdog import VERDICT
 from launcher import agreement, chain, environment, jit, master
 from launcher.command import Launch, deepspeed_command, runner
 from launcher.exports import format_exports
 from launcher.following import Shown, follow
 from launcher.heartbeat import end_launch, heard, new_launch_id, silence_seconds
-from launcher.hosts import format_hostfile
+from launcher.hosts import format_hostfile, unreachable
 from launcher.interruption import Interrupted
 from launcher.outcome import explain, explain_raised, read_outcomes
 from launcher.placement import Placement, remote_environments
@@ -66,7 +66,11 @@ def launch_stages(
         finally:
             _end(process, launch, 0.0 if _hangs(launch) else launch.grace + _TO_LEAVE)
             _remove_shared_memory(launch.port)
-    _judge(run, launch, code, followed.log)
+    error = _judge(run, launch, code, followed.log)
+    if error:
+        error = _with_lost_hosts(error, placement)
+        _mark_failed(run, [name for name in names if not _is_done(run, name)], error)
+        raise error
 
 
 def _remove_shared_memory(port: int | str) -> None:
@@ -253,15 +257,22 @@ def _require_operators(prepared: dict[str, str], tell: Tell) -> None:
         raise kind(said.strip().removeprefix("error: "))
 
 
-def _judge(run: RunFolder, launch: Launch, code: int, log: Path) -> None:
-    """Raise what went wrong, if anything did; deepspeed's exit code alone does not tell."""
-    undone = [name for name in launch.stages if not _is_done(run, name)]
-    if not undone:
-        return
-    outcomes = read_outcomes(launch.folder)
-    error = explain(outcomes, launch.world, code, log)
-    _mark_failed(run, undone, error)
-    raise error
+def _judge(
+    run: RunFolder, launch: Launch, code: int, log: Path
+) -> OnwardError | Interrupted | None:
+    """What went wrong, if anything did; deepspeed's exit code alone does not tell."""
+    if all(_is_done(run, name) for name in launch.stages):
+        return None
+    return explain(read_outcomes(launch.folder), launch.world, code, log)
+
+
+def _with_lost_hosts(error: OnwardError | Interrupted, launch: Launch) -> OnwardError | Interrupted:
+    """Ranks see a silence; whose host cannot be reached any more is found out from here."""
+    if not isinstance(error, LaunchError):
+        return error
+    absent = unreachable(placement.entered_by_ssh())
+    lost = [f"{name} cannot be reached: {why}" for name, why in absent.items()]
+    return LaunchError("\n".join([*lost, str(error)]), error.cause) if lost else error
 
 
 def _is_done(run: RunFolder, name: str) -> bool:

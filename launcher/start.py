@@ -66,11 +66,7 @@ def launch_stages(
         finally:
             _end(process, launch, 0.0 if _hangs(launch) else launch.grace + _TO_LEAVE)
             _remove_shared_memory(launch.port)
-    error = _judge(run, launch, code, followed.log)
-    if error:
-        error = _with_lost_hosts(error, placement)
-        _mark_failed(run, [name for name in names if not _is_done(run, name)], error)
-        raise error
+    _judge(run, launch, code, followed.log, placement)
 
 
 def _remove_shared_memory(port: int | str) -> None:
@@ -257,16 +253,20 @@ def _require_operators(prepared: dict[str, str], tell: Tell) -> None:
         raise kind(said.strip().removeprefix("error: "))
 
 
-def _judge(
-    run: RunFolder, launch: Launch, code: int, log: Path
-) -> OnwardError | Interrupted | None:
-    """What went wrong, if anything did; deepspeed's exit code alone does not tell."""
-    if all(_is_done(run, name) for name in launch.stages):
-        return None
-    return explain(read_outcomes(launch.folder), launch.world, code, log)
+def _judge(run: RunFolder, launch: Launch, code: int, log: Path, placement: Placement) -> None:
+    """Raise what went wrong, if anything did; deepspeed's exit code alone does not tell."""
+    undone = [name for name in launch.stages if not _is_done(run, name)]
+    if not undone:
+        return
+    told = explain(read_outcomes(launch.folder), launch.world, code, log)
+    error = _with_lost_hosts(told, placement)
+    _mark_failed(run, undone, error)
+    raise error
 
 
-def _with_lost_hosts(error: OnwardError | Interrupted, launch: Launch) -> OnwardError | Interrupted:
+def _with_lost_hosts(
+    error: OnwardError | Interrupted, placement: Placement
+) -> OnwardError | Interrupted:
     """Ranks see a silence; whose host cannot be reached any more is found out from here."""
     if not isinstance(error, LaunchError):
         return error

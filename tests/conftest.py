@@ -1,6 +1,7 @@
 """What several packages' tests share: DeepSpeed's operator for the CPU, and warm workers."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from launcher.environment import cores, worker_environment
 from tests.warm import WarmWorkers
 
 ROOT = Path(__file__).parents[1]
+# Under nohup, or behind a shell's `&`, they would be ignored here and in all that tests start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,115 @@
+"""The other launchers on several hosts: real mpirun, and real Slurm with jobs that are requeued."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.errors import ResourceError
+from tests.cluster.hosts import Cluster, cluster, wait_until
+from tests.cluster.jobs import LONGEST, Job
+from tests.cluster.slurm import Slurm, slurm
+from tests.launcher.pretraining import make_data
+
+pytestmark = pytest.mark.cluster
+AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+
+@pytest.fixture(scope="module")
+def two(operators: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(2, tmp_path_factory.mktemp("launchers")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def data(two: Cluster) -> Path:
+    return make_data(two.folder / "data")
+
+
+@pytest.fixture(scope="module")
+def whole(two: Cluster, data: Path) -> Any:
+    """What two processes of one host come to."""
+    job = Job(two, data, "whole")
+    done = job.alone(two.hosts[0], 2)
+    assert done.returncode == 0, done.stderr
+    return job.numbers()
+
+
+@pytest.fixture(scope="module")
+def queue(two: Cluster) -> Iterator[Slurm]:
+    try:
+        with slurm(two) as made:
+            yield made
+    except ResourceError as error:
+        pytest.skip(str(error))
+
+
+def test_mpirun_starts_ranks_that_come_to_the_same(two: Cluster, data: Path, whole: Any) -> None:
+    if shutil.which("mpirun") is None:
+        pytest.skip("no mpirun here (Debian: openmpi-bin)")
+    job = Job(two, data, "mpi")
+    done = job.run(two.hosts, "--launcher", "openmpi", **AS_ROOT)
+    assert done.returncode == 0, done.stderr
+    assert job.numbers() == whole
+
+
+def test_srun_starts_ranks_in_an_allocation(queue: Slurm, data: Path, whole: Any) -> None:
+    job = Job(queue.cluster, data, "srun")
+    job.place.mkdir(exist_ok=True)
+    words = ["run", str(job.recipe), "--launcher", "slurm"]
+    script = job.place / "job.sh"
+    line = " ".join([sys.executable, "-m", "launcher", *words])
+    script.write_text(f"#!/bin/bash\nexec {line}\n")
+    number = queue.submit(script, "--nodes=2", "--ntasks-per-node=1", f"--output={job.log}")
+    state = queue.wait(number, {"COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"}, LONGEST)
+    assert state == "COMPLETED", job.log.read_text()
+    assert job.numbers() == whole
+
+
+def test_a_job_saves_before_its_end_and_goes_on_when_it_is_requeued(
+    queue: Slurm, data: Path, whole: Any
+) -> None:
+    """The signal that Slurm sends before the time limit is sent by hand: limits are minutes."""
+    job = Job(queue.cluster, data, "requeued", checkpoint={"every": 4})
+    script = job.place / "job.sbatch"
+    made = write_script(job, script, "--set", f"output={job.log}")
+    assert made.returncode == 0, made.stderr
+    # A step that takes its time, so that the signal comes in the middle of the run.
+    fault = {"ONWARD_FAULT": "sleep@forward:step=6,seconds=10", "ONWARD_FAULT_LOG": str(job.struck)}
+    (job.place / ".deepspeed_env").write_text("".join(f"{k}={v}\n" for k, v in fault.items()))
+    number = queue.submit(script)
+    wait_until(job.struck.exists, LONGEST, "the sixth step")
+    queue.do("scancel", "--batch", "--signal=USR1", number)
+    wait_until(lambda: queue.facts(number)["Restarts"] == "1", LONGEST, "the job to be requeued")
+    (job.place / ".deepspeed_env").unlink()
+    state = queue.wait(number, {"COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"}, LONGEST)
+    said = job.log.read_text()
+    assert state == "COMPLETED", said
+    assert "its state saved" in said
+    assert job.numbers() == whole
+
+
+def write_script(job: Job, script: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    size = ["--nodes", "2", "--tasks-per-node", "1", "--output", str(script)]
+    words = ["launch-script", str(job.recipe), *size, *more]
+    return job.cluster.hosts[0].run(
+        [sys.executable, "-m", "launcher", *words], LONGEST, cwd=job.place
+    )
+
+
+def test_without_a_host_that_died_the_rest_goes_on(two: Cluster, data: Path) -> None:
+    job = Job(two, data, "supervised", hang_after=6)
+    kept = ["--supervise", "--min-hosts", "1"]
+    started = job.start(two.hosts, *kept, fault="sleep@forward:rank=1,step=6,seconds=600")
+    job.wait_for_strike(started)
+    two.hosts[1].power_off()
+    assert started.wait(2 * LONGEST) == 0, job.log.read_text()
+    said = job.log.read_text()
+    assert "node-2: left out: " in said
+    assert "from step 4, on node-1" in said
+    assert len(job.losses()) == 12
+    two.hosts[1].boot()

@@ -67,7 +67,7 @@ def _without(hosts: Sequence[Host], out: Mapping[str, str], rules: Rules) -> Cho
         return Choice(trouble=trouble)
     # Fewer may divide the batch where all that are left do not.
     for count in range(len(left), max(rules.least, 1) - 1, -1):
-        used = _first(left, count)
+        used = _first(left, count, hosts[0].name if rules.first_stays else "")
         try:
             rules.fits(sum(host.slots for host in used))
         except RecipeError as error:
@@ -97,8 +97,7 @@ def _refusal(
     return ""
 
 
-def _first(hosts: Sequence[Host], count: int) -> list[Host]:
-    """So many, in their order; the one that this command runs on is always among them."""
-    here = [host for host in hosts if host.is_here][:count]
-    others = [host for host in hosts if not host.is_here][: count - len(here)]
-    return [host for host in hosts if host in here or host in others]
+def _first(hosts: Sequence[Host], count: int, name: str) -> list[Host]:
+    """So many, in their order; that one, and the one that this command runs on, before others."""
+    ranked = sorted(hosts, key=lambda host: (host.name != name, not host.is_here))
+    return [host for host in hosts if host in ranked[:count]]

@@ -1,5 +1,6 @@
 """What each rank of a launch leaves word of, and what the launcher makes of it."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -159,6 +160,13 @@ def _cause(error: BaseException) -> Cause | None:
         return error.cause
     is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return Cause("memory" if is_memory else "unforeseen")
+
+
+def forget_outcomes(folder: Path) -> None:
+    """Take away what the ranks of an earlier launch have left, as far as the disk lets us."""
+    for path in folder.glob("rank-*.json"):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def read_outcomes(folder: Path) -> list[Outcome]:

@@ -1,5 +1,6 @@
 """One launch from its start to its end: processes, their output, and what became of them."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from configs.errors import BY_NAME, LaunchError, OnwardError, ResourceError
+from engine import watchdog
 from engine.watchdog import VERDICT
 from launcher import agreement, chain, environment, jit, master
 from launcher.command import Launch, deepspeed_command, runner
@@ -18,7 +20,7 @@ from launcher.following import Shown, follow
 from launcher.heartbeat import end_launch, heard, new_launch_id, silence_seconds
 from launcher.hosts import format_hostfile, unreachable
 from launcher.interruption import Interrupted
-from launcher.outcome import explain, explain_raised, read_outcomes
+from launcher.outcome import explain, explain_raised, forget_outcomes, read_outcomes
 from launcher.placement import Placement, remote_environments
 from launcher.processes import Tell, end_group, end_leader, group_members, start_group
 from launcher.run_folder import RunFolder, make_folder, write_atomically
@@ -38,6 +40,7 @@ def launch_stages(
         OnwardError: what stopped a rank, with its exit code; Preempted if the state was saved.
         Interrupted: a signal came, and the state was not saved; the processes are gone.
     """
+    _forget_words(run.launch(names[0]))
     launch = plan_launch(run, names, replace, placement)
     prepared = _prepare(run, launch, placement)
     if launch.is_here and placement.runs == "ranks":
@@ -67,6 +70,13 @@ def launch_stages(
             _end(process, launch, 0.0 if _hangs(launch) else launch.grace + _TO_LEAVE)
             _remove_shared_memory(launch.port)
     _judge(run, launch, code, followed.log, placement)
+
+
+def _forget_words(folder: Path) -> None:
+    """Whoever looks for why a launch failed before it began must not find the last one's words."""
+    forget_outcomes(folder)
+    with contextlib.suppress(OSError):
+        watchdog.forget(folder)
 
 
 def _remove_shared_memory(port: int | str) -> None:

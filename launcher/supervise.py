@@ -11,7 +11,7 @@ from configs.errors import Cause, LaunchError, Preempted, RecipeError
 from launcher import remains, restarts
 from launcher.blame import Failure, blame
 from launcher.choosing_hosts import Choice, Rules, choose
-from launcher.hosts import Host, unreachable
+from launcher.hosts import Host, one_a_host, unreachable
 from launcher.interruption import Interrupted
 from launcher.links import ChainRecipe
 from launcher.placement import Placement
@@ -112,7 +112,7 @@ class Supervisor:
     def _placed_again(self, part: Part, error: BaseException, began: float) -> Placement:
         """Where the next start runs, once it is time for it; the error itself if there is none."""
         failed = self.clock()
-        used = self._choice.hosts if part.is_launched else ()
+        used = self._used(part)
         folder = self.run.launch(part.stages[0]) if part.is_launched else None
         failure = blame(error, folder, used)
         self._count(failure)
@@ -140,6 +140,13 @@ class Supervisor:
             raise
         self._note(failure, part, began, failed)
         return placement
+
+    def _used(self, part: Part) -> Sequence[Host]:
+        """The hosts of the last start, with as many slots as it had ranks there."""
+        if not part.is_launched:
+            return ()
+        runs = self.recipe.stages[part.stages[0]].RUNS
+        return one_a_host(self._choice.hosts) if runs == "hosts" else self._choice.hosts
 
     def _count(self, failure: Failure) -> None:
         """Whether there was progress since the last start, and whose failure this was."""
@@ -176,7 +183,9 @@ class Supervisor:
         hosts = self.placement.hosts()
         on_ranks = [name for name in part.stages if self.recipe.stages[name].RUNS == "ranks"]
         least = len(hosts) if self.policy.min_hosts is None else self.policy.min_hosts
-        return Rules(least, lambda world: self.fits(on_ranks, world))
+        address = self.placement.master_addr
+        first = f"--master-addr {address} is an address of it" if address else ""
+        return Rules(least, lambda world: self.fits(on_ranks, world), first)
 
     def _placed(self, part: Part) -> Placement:
         """With the hosts that answer and do not fail; waits for those that are needed."""

@@ -62,6 +62,21 @@ def test_the_first_stays_where_rank_0_cannot_move() -> None:
     assert choose(HOSTS, {"a": WHY}, {}, rules(1, "--master-addr is its address")).hosts == ()
 
 
+def test_the_first_stays_among_fewer_than_are_left() -> None:
+    # The command runs on the last one; a batch of 16 over 6 ranks is none.
+    hosts = (*(Host(name, 2) for name in "abc"), Host("localhost", 2))
+    pinned = rules(1, "--master-addr is its address")
+    assert names(choose(hosts, {"b": WHY}, {}, pinned).hosts) == "alocalhost"
+    alone = choose(hosts[::3], {}, {}, Rules(1, _one_host, "--master-addr is its address"))
+    assert names(alone.hosts) == "a"
+
+
+def _one_host(world: int) -> None:
+    if world > 2:
+        msg = "a batch of 2"
+        raise RecipeError(msg)
+
+
 def test_where_the_command_runs_stays() -> None:
     hosts = (Host("localhost", 2), Host("b", 2))
     found = choose(hosts, {}, {"localhost": "failed 2 times"}, rules(1))

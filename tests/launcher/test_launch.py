@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,12 +11,17 @@ from typing import Any
 
 import pytest
 
-from configs.errors import LaunchError, RecipeError
+from configs.errors import LaunchError, RecipeError, ResourceError
+from engine.watchdog import VERDICT
 from launcher import environment
+from launcher.blame import blame
 from launcher.chain import Request
 from launcher.conduct import Conductor
+from launcher.hosts import Host
+from launcher.outcome import Outcome
 from launcher.placement import Placement
 from launcher.run_folder import RunFolder
+from launcher.start import launch_stages
 from tests.launcher.toy import Toy
 
 pytestmark = pytest.mark.processes
@@ -70,6 +76,20 @@ def test_stages_share_a_launch_and_an_error_comes_through_as_one_message(tmp_pat
     assert found["broken"].error is not None
     assert found["broken"].error.exit_code == 2
     assert "spawned with command" in (tmp_path / "run/work/launcher.log").read_text()
+
+
+def test_a_launch_that_cannot_begin_leaves_no_earlier_ones_words(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    folder = run.launch("base")
+    folder.mkdir(parents=True)
+    (folder / "rank-0.json").write_text(Outcome(rank=0, host="node-1", pid=9).model_dump_json())
+    (folder / VERDICT).touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        placement = Placement(processes=1, port=taken.getsockname()[1])
+        with pytest.raises(ResourceError, match="in use by process") as raised:
+            launch_stages(run, ["base"], [], placement, lambda line: None)
+    found = blame(LaunchError(str(raised.value)), folder, [Host("node-1", 1), Host("node-2", 1)])
+    assert (found.kind, found.hosts) == ("lost", ())
 
 
 def test_a_killed_rank_is_named_with_its_signal_also_from_a_hostfile(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A supervised run, driven through failures by a launch that only pretends."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -139,13 +140,14 @@ def fails(error: BaseException, *before: Callable[[], object]) -> Callable[[], o
     return fail
 
 
-def kills(scene: Scene, name: str) -> Callable[[], object]:
+def kills(scene: Scene, name: str, calls_itself: str = "") -> Callable[[], object]:
     """The rank on that host is killed."""
 
     def fail() -> None:
         for rank, host in enumerate(scene.starts[-1]):
             state = "running" if host == name else "error"
-            left = Outcome(rank=rank, host=host, pid=9, state=state, kind="RuntimeError")  # type: ignore[arg-type]
+            named = calls_itself or host
+            left = Outcome(rank=rank, host=named, pid=9, state=state, kind="RuntimeError")  # type: ignore[arg-type]
             left = left.model_copy(update={"message": "Connection closed by peer"})
             (scene.run.launch("dapt") / f"rank-{rank}.json").write_text(left.model_dump_json())
         msg = f"rank on {name}: killed"
@@ -281,6 +283,29 @@ def test_a_host_that_fails_twice_is_left_out_for_good(tmp_path: Path) -> None:
     assert scene.lines[1]["left_out"] == {"node-2": "failed 2 times"}
     assert scene.lines[1]["hosts"] == list(without)
     assert sum("node-2: left out: failed 2 times" in line for line in scene.told) == 1
+
+
+def test_the_first_host_stays_where_rank_0s_address_is_given(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, Policy(min_hosts=1, restarts=4), NAMES)
+    placed = dataclasses.replace(scene.supervisor.placement, master_addr="10.0.0.1")
+    scene.supervisor.placement = placed
+    scene.keep([kills(scene, "node-1")] * 3)
+    assert scene.starts == [NAMES] * 4
+    said = "node-1 is the first host, and --master-addr 10.0.0.1"
+    assert any(said in line for line in scene.told)
+
+
+def test_of_a_stage_that_hosts_share_each_host_has_one_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, Policy(min_hosts=1), NAMES)
+    hostfile = scene.supervisor.placement.hostfile
+    assert hostfile is not None
+    hostfile.write_text("".join(f"{name} slots=2\n" for name in NAMES))
+    monkeypatch.setattr(type(scene.supervisor.recipe.stages["dapt"]), "RUNS", "hosts")
+    # Who calls itself by another name than the hostfile's is known by its rank alone.
+    scene.keep([kills(scene, "node-3", "a-b-c")] * 2)
+    assert scene.starts[-1] == ("node-1", "node-2")
 
 
 def test_nobody_is_left_out_unasked(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ class StopRequest:
         why: what asked first, such as ``SIGTERM``; empty if nobody has.
         is_heeded: somebody looks at it regularly and will save; otherwise nobody waits for that.
         leave: ends this process at once, from any thread, with a last word and an exit code.
+        is_wanted: whether the launch folder is this process's; False: a later launch has it, and
+            no word may be left there.
     """
 
     def __init__(self) -> None:
@@ -22,6 +24,7 @@ class StopRequest:
         self.is_heeded = False
         self.asked_at = 0.0
         self.leave: Callable[[str, int], object] = _leave
+        self.is_wanted: Callable[[], bool] = lambda: True
         self._asked = threading.Event()
 
     def __reduce__(self) -> tuple[type["StopRequest"], tuple[()]]:

@@ -28,6 +28,7 @@ class Oversight:
         ranks = (backend.rank, backend.world)
         leave = context.stop.leave
         dog = watchdog.Watchdog(folder, hang_after, ranks, leave, lambda: stop.has_lost_a_rank)
+        dog.is_wanted = context.stop.is_wanted
         return cls(stop, dog)
 
     def goes_on(self, step: int) -> bool:

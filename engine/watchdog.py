@@ -69,6 +69,9 @@ class Watchdog:
 
     It ends this rank, too, when another one is known to be lost and the main thread does not notice
     because it waits for a GPU.
+
+    Attributes:
+        is_wanted: whether the folder is still this launch's; else no word is left in it.
     """
 
     _at_work: ClassVar["Watchdog | None"] = None
@@ -95,6 +98,7 @@ class Watchdog:
         self._world = ranks[1]
         self._leave = leave
         self._is_one_lost = is_one_lost
+        self.is_wanted: Callable[[], bool] = lambda: True
         self._own = Sign(rank=ranks[0], host=socket.gethostname(), pid=os.getpid())
         self._period = min(1.0, limit / 10)
         self._place = (0, "start", 0)
@@ -180,6 +184,8 @@ class Watchdog:
         now = time.monotonic()
         if now - self._published >= self._limit / 20:
             self._published = now
+            if not self.is_wanted():
+                return
             _write(self._folder / f"sign-{self._own.rank}.json", self._sign())
 
     def _others_went_on(self) -> bool:
@@ -189,6 +195,10 @@ class Watchdog:
         return bool(before) and before != found
 
     def _end(self) -> None:
+        if not self.is_wanted():
+            # What is seen there, or would be left there, is another launch's.
+            self._leave("another launch runs here now; this rank ends", LaunchError.exit_code)
+            return
         with contextlib.suppress(OSError):
             (self._folder / VERDICT).touch()
         if self._stacks:

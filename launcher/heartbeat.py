@@ -155,6 +155,11 @@ class Pulse:
             return "over"
         return "silent" if self._silent >= self.limit else "alive"
 
+    def is_own(self) -> bool:
+        """Whether no later launch has taken the folder; from any thread, and at any time."""
+        told = _read(self._folder)
+        return told is None or told["launch"] == self._launch_id
+
     def _meets_another(self, told: Mapping[str, str]) -> Sign:
         """Another that counts on, or that has come after this one, is the one that is wanted."""
         before, self._other = self._other, told

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,7 +88,11 @@ class Reporter:
     end where the disk is full, too.
     """
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(
+        self, folder: Path, rank: int, is_wanted: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Leave the first word; ``is_wanted``: False once a later launch has the folder."""
+        self._is_wanted = is_wanted
         self._path = folder / f"rank-{rank}.json"
         self._traceback = folder / f"rank-{rank}-traceback.txt"
         self._one_at_a_time = threading.Lock()
@@ -101,6 +105,8 @@ class Reporter:
         held = self._one_at_a_time.acquire(timeout=5)
         try:
             self.outcome = self.outcome.model_copy(update=changes)
+            if not self._is_wanted():
+                return
             write_atomically(self._path, self.outcome.model_dump_json(indent=1) + "\n")
         finally:
             if held:
@@ -140,6 +146,8 @@ class Reporter:
     def _keep_traceback(self, error: BaseException) -> str:
         """The file it is in; on a full disk where else to look."""
         text = "".join(traceback.format_exception(error))
+        if not self._is_wanted():
+            return self.outcome.log
         try:
             self._traceback.write_text(text, encoding="utf-8")
         except OSError:

@@ -63,6 +63,8 @@ class Watch(threading.Thread):
         os.set_blocking(self._woken, False)
         self.each_second: Callable[[], object] = lambda: None
         stop.leave = self.leave
+        if pulse:
+            stop.is_wanted = pulse.is_own
 
     def start(self) -> None:
         """Take the signals; from the main thread alone."""

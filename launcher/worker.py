@@ -159,7 +159,7 @@ def run(job: Job) -> NoReturn:
     rank = int(os.environ.get("RANK", "0"))
     pulse = Pulse(job.folder, job.launch_id) if job.folder and job.launch_id else None
     _leave_if_unwanted(pulse)
-    reporter = _reporter(job, rank)
+    reporter = _reporter(job, rank, pulse)
     log = _rank_log(job, rank, reporter)
     _log_progress(log, rank)
     watch = Watch(job.stop, job.grace, job.folder, reporter, pulse)
@@ -202,8 +202,10 @@ def _leave_if_unwanted(pulse: Pulse | None) -> None:
         time.sleep(0.2)
 
 
-def _reporter(job: Job, rank: int) -> Reporter | None:
-    return Reporter(job.folder, rank) if job.folder else None
+def _reporter(job: Job, rank: int, pulse: Pulse | None) -> Reporter | None:
+    if job.folder is None:
+        return None
+    return Reporter(job.folder, rank, pulse.is_own) if pulse else Reporter(job.folder, rank)
 
 
 def _rank_log(job: Job, rank: int, reporter: Reporter | None) -> RankLog | None:

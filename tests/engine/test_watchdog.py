@@ -57,6 +57,22 @@ def test_silence_ends_the_process_with_its_place_and_its_stacks(tmp_path: Path) 
     assert not (tmp_path / "hang-rank-0.txt").exists()
 
 
+@pytest.mark.parametrize("has_verdict", [True, False])
+def test_in_a_later_launchs_folder_no_word_is_left(tmp_path: Path, has_verdict: bool) -> None:
+    if has_verdict:
+        (tmp_path / "hang").touch()
+    left = Left()
+    dog = Watchdog(tmp_path, 0.3, (0, 1), left)
+    with dog:
+        for path in tmp_path.glob("sign-*"):
+            path.unlink()
+        dog.is_wanted = lambda: False
+        dog.enter("data", 3)
+        assert left.happened.wait(30)
+    assert left.words == [("another launch runs here now; this rank ends", 5)]
+    assert {path.name for path in tmp_path.iterdir()} == ({"hang"} if has_verdict else set())
+
+
 def test_who_goes_on_is_left_alone(tmp_path: Path) -> None:
     dog = Watchdog(tmp_path, 10.0, (0, 2), Left())
     silences = []

@@ -8,6 +8,7 @@ import pytest
 from configs.errors import RecipeError
 from launcher import heartbeat
 from launcher.heartbeat import ALIVE, OVER, Pulse, end_launch, heard, silence_seconds
+from launcher.outcome import Reporter, read_outcomes
 
 
 @pytest.fixture
@@ -60,6 +61,22 @@ def test_a_later_launch_ends_the_ranks_of_an_earlier_one(tmp_path: Path, now: li
     assert looks(pulse, now, 1) == "alive"
     beat(tmp_path, 0, "other")
     assert looks(pulse, now, 1) == "other"
+
+
+def test_a_rank_of_an_earlier_launch_leaves_no_word_in_a_later_ones_folder(tmp_path: Path) -> None:
+    beat(tmp_path, 1, "own")
+    pulse = Pulse(tmp_path, "own")
+    reporter = Reporter(tmp_path, 0, pulse.is_own)
+    reporter.enters("dapt")
+    before = (tmp_path / "rank-0.json").read_text()
+    beat(tmp_path, 1, "later")
+    assert not pulse.is_own()
+    reporter.failed(KeyError("x"))
+    assert (tmp_path / "rank-0.json").read_text() == before
+    assert not (tmp_path / "rank-0-traceback.txt").exists()
+    beat(tmp_path, 2, "own")
+    reporter.failed(KeyError("x"))
+    assert read_outcomes(tmp_path)[0].kind == "KeyError"
 
 
 def test_who_comes_late_tells_an_earlier_launch_from_a_later_one(

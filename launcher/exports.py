@@ -17,6 +17,7 @@ _FORWARDED = frozenset(
         "ONWARD_CACHE",
         "ONWARD_JOIN_SECONDS",
         "ONWARD_LAUNCHER_SILENCE",
+        "ONWARD_LISTEN",
         "ONWARD_REMOTE_DEADLINE",
         "ONWARD_REMOTE_TIMEOUT",
         "ONWARD_UMASK",
@@ -110,7 +111,12 @@ def own_files(environment: Mapping[str, str]) -> list[Path]:
 
 
 def _read(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path}: cannot be read ({error}); expected lines of NAME=value"
+        raise RecipeError(msg) from None
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         name, equals, value = line.partition("=")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import Cause, LaunchError, RecipeError, ResourceError
+from engine.listening import VARIABLE
 from launcher import probe, spelling
 from launcher.exports import own_environment
 from launcher.hosts import Host
@@ -31,10 +32,15 @@ class Master:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the user says of it; empty and None: to be found out."""
+    """What the user says of it; empty and None: to be found out.
+
+    Attributes:
+        listen: where it listens, if the others reach it at another address.
+    """
 
     address: str = ""
     port: int | None = None
+    listen: str = ""
 
 
 def find(hosts: Sequence[Host], wish: Wish, reach: Sequence[str]) -> Master:
@@ -46,17 +52,19 @@ def find(hosts: Sequence[Host], wish: Wish, reach: Sequence[str]) -> Master:
         reach: how to run a command on the first host, up to its name.
 
     Raises:
+        RecipeError: an address that is none.
         LaunchError: the address is not the first host's, or only it can reach it; or the host
             cannot be asked.
         ResourceError: the port is in use; by which process.
     """
-    if wish.address and not spelling.is_plain(wish.address):
-        msg = f"--master-addr {wish.address}: expected an address or a name"
-        raise RecipeError(msg)
+    for what, given in (("--master-addr", wish.address), (VARIABLE, wish.listen)):
+        if not spelling.is_plain(given):
+            msg = f"{what} {given}: expected an address or a name"
+            raise RecipeError(msg)
     target = _target(hosts)
     first = hosts[0] if hosts else Host("localhost", 1)
     if first.is_here:
-        told = probe.look(wish.address, wish.port or 0, target)
+        told = probe.look(wish.address, wish.port or 0, target, wish.listen)
     else:
         told = _ask(first, wish, target, reach)
     return _judged(first, hosts, wish, told)
@@ -89,7 +97,7 @@ def _alias(name: str) -> str:
 
 
 def _ask(first: Host, wish: Wish, target: str, reach: Sequence[str]) -> dict[str, Any]:
-    words = [wish.address or "-", str(wish.port or 0), target or "-"]
+    words = [wish.address or "-", str(wish.port or 0), target or "-", wish.listen or "-"]
     hint = "is the same Python there at the same path?"
     try:
         done = subprocess.run(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from launcher.filters import chosen
 from launcher.hosts import Host, is_local, one_a_host, read_hostfile
 from launcher.launchers import LAUNCHERS
 from launcher.launchers.slurm import allocation
+from launcher.secrecy import mask, mask_word
 from launcher.worker import GRACE_SECONDS
 
 
@@ -109,6 +111,7 @@ class Placement:
         launcher = self.chosen_launcher()
         if launcher:
             LAUNCHERS[launcher].require(self.environment)
+            _require_words(self.launcher_args)
             self.exports()
         elif self.launcher_args:
             msg = (
@@ -161,6 +164,22 @@ class Placement:
             given = environment.threads(self.environment)
             return given or environment.shared_cores(self.world(), environment.cores())
         return environment.threads(self.exports())
+
+
+def _require_words(given: str) -> None:
+    """RecipeError for what no shell could split, and for what others must not read."""
+    try:
+        words = shlex.split(given)
+    except ValueError as error:
+        msg = f"--launcher-args {mask(given)}: {error}; expected words as a shell would split them"
+        raise RecipeError(msg) from None
+    for word in words:
+        if mask_word(word) != word:
+            msg = (
+                f"--launcher-args {mask_word(word)}: looks secret, and would stand on a command "
+                "line that others can read. Keep secrets in files that each host has"
+            )
+            raise RecipeError(msg)
 
 
 def remote_environments(

@@ -99,21 +99,23 @@ def is_own(address: str) -> bool:
     return False
 
 
-def look(address: str, port: int, target: str) -> dict[str, str | int]:
+def look(address: str, port: int, target: str, listen: str = "") -> dict[str, str | int]:
     """Address and port of rank 0 on this host.
 
     Args:
         address: as the user gave it, or empty: the one on the way to ``target``.
         port: as the user gave it, or 0: a free one.
         target: another host of the run; empty if all ranks are on this one.
+        listen: where rank 0 listens, if the others know it by another address (NAT).
 
     Returns:
         ``address`` and ``port``, and ``trouble`` with one of them.
     """
     found: dict[str, str | int] = {"host": socket.gethostname()}
     try:
-        if address and not is_own(address):
-            found["address_trouble"] = "is not an address of this host"
+        if address and not is_own(listen or address):
+            wrong = f"ONWARD_LISTEN={listen} " if listen else ""
+            found["address_trouble"] = f"{wrong}is not an address of this host"
         found["address"] = address or (address_toward(target) if target else "127.0.0.1")
     except OSError as error:
         found["address"] = address
@@ -126,6 +128,6 @@ def look(address: str, port: int, target: str) -> dict[str, str | int]:
 
 
 if __name__ == "__main__":
-    # python - ADDRESS PORT TARGET, where '-' stands for none
-    _address, _port, _target = ("" if word == "-" else word for word in sys.argv[1:4])
-    sys.stdout.write(json.dumps(look(_address, int(_port or 0), _target)) + "\n")
+    # python - ADDRESS PORT TARGET LISTEN, where '-' stands for none
+    _address, _port, *_others = ("" if word == "-" else word for word in sys.argv[1:5])
+    sys.stdout.write(json.dumps(look(_address, int(_port or 0), *_others)) + "\n")

@@ -56,9 +56,11 @@ def mask(text: str) -> str:
 
 
 def _mask_assigned(found: re.Match[str]) -> str:
-    if not is_secret_name(found["name"]) or _PLAIN.fullmatch(found["value"]):
-        return found[0]
-    return f"{found['name']}={MASK}"
+    name, value = found["name"], found["value"]
+    if not is_secret_name(name):
+        # srun's --export=NAME=VALUE: the name that counts comes after another.
+        return f"{name}={_ASSIGNED.sub(_mask_assigned, value)}"
+    return found[0] if _PLAIN.fullmatch(value) else f"{name}={MASK}"
 
 
 def _mask_pair(found: re.Match[str]) -> str:

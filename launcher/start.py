@@ -12,6 +12,7 @@ from pathlib import Path
 
 from configs.errors import BY_NAME, LaunchError, OnwardError, ResourceError
 from engine import watchdog
+from engine.listening import VARIABLE
 from engine.watchdog import VERDICT
 from launcher import agreement, chain, environment, jit, master
 from launcher.command import Launch, deepspeed_command, runner
@@ -155,7 +156,8 @@ def plan_launch(
     """
     hosts, launcher = placement.hosts(), placement.chosen_launcher()
     folder = run.launch(names[0])
-    wish = master.Wish(placement.master_addr, placement.port)
+    listen = placement.environment.get(VARIABLE, "")
+    wish = master.Wish(placement.master_addr, placement.port, listen)
     if shown_only:
         address, port = master.shown(hosts, wish)
     else:

@@ -9,7 +9,7 @@ import typer
 from configs.errors import RecipeError
 from launcher.verbs.answers import tell
 from launcher.verbs.app import app
-from launcher.verbs.options import RecipeFile, Words
+from launcher.verbs.options import RecipeFile, Words, numbered
 
 
 @app.command(
@@ -39,7 +39,10 @@ def launch_script(  # noqa: PLR0913, PLR0917 -- the options of a command line
     grace: Annotated[
         float,
         typer.Option(
-            min=1.0, metavar="SECONDS", help="How long ranks may take to save before the end."
+            min=1.0,
+            callback=numbered,
+            metavar="SECONDS",
+            help="How long ranks may take to save before the end.",
         ),
     ] = 120.0,
     container: Annotated[

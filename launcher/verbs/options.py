@@ -70,7 +70,7 @@ DryRun = Annotated[
 ]
 
 
-def _numbered(seconds: float) -> float:
+def numbered(seconds: float) -> float:
     """Not ``nan``, which is neither below nor above any bound, nor without an end."""
     if not math.isfinite(seconds):
         msg = f"{seconds} is no number of seconds"
@@ -82,7 +82,7 @@ Grace = Annotated[
     float,
     typer.Option(
         min=1.0,
-        callback=_numbered,
+        callback=numbered,
         envvar="ONWARD_GRACE",
         metavar="SECONDS",
         help="How long ranks may take to save their state when a signal stops the run.",

@@ -12,6 +12,8 @@ import pytest
 
 from configs.errors import RecipeError
 from launcher.batch_script import Job, batch_script, chosen_stages, parse_settings
+from launcher.recipe import RECIPES
+from tests.launcher.test_cli import onward
 from tests.launcher.toy import Toy
 
 HOSTILE = "a $HOME `id` \"b\" 'c'; rm -rf x"
@@ -219,3 +221,16 @@ def test_the_signal_is_handed_on_and_the_save_waited_for(scene: Scene) -> None:
     process.send_signal(signal.SIGUSR1)
     process.communicate(timeout=60)
     assert (process.returncode, scene.requeued()) == (75, 1)
+
+
+@pytest.mark.parametrize("grace", ["nan", "inf", "0"])
+def test_a_grace_that_is_no_number_of_seconds_is_refused(
+    grace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "job.sbatch"
+    words = ["launch-script", str(RECIPES / "quickstart.yaml"), "--nodes", "1"]
+    words += ["--tasks-per-node", "1", "--output", str(output), "--grace"]
+    assert onward(monkeypatch, *words, grace) == 2
+    assert not output.exists()
+    assert onward(monkeypatch, *words, "30") == 0
+    assert "--grace=30" in output.read_text()

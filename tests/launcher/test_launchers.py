@@ -226,6 +226,13 @@ def test_an_address_that_only_the_first_host_reaches_is_refused(
     with pytest.raises(LaunchError, match=r"--master-addr 192\.0\.2\.99: on node-1 .* not an addr"):
         master.find(hosts, Wish("192.0.2.99"), reach)
     assert len(fakes.notes("ssh")) == 3
+    # Behind an address translation rank 0 listens at another one than the others call.
+    found = master.find(hosts, Wish("192.0.2.99", listen="127.0.0.1"), reach)
+    assert found.address == "192.0.2.99"
+    with pytest.raises(LaunchError, match=r"ONWARD_LISTEN=192\.0\.2\.98 is not an address"):
+        master.find(hosts, Wish("192.0.2.99", listen="192.0.2.98"), reach)
+    with pytest.raises(RecipeError, match="ONWARD_LISTEN ; rm: expected"):
+        master.find(hosts, Wish("192.0.2.99", listen="; rm"), reach)
 
 
 def test_a_port_in_use_on_the_first_host_names_its_process(fakes: Fakes) -> None:

@@ -1,6 +1,8 @@
 """What looks secret is known by its name or its form, and masked; what does not is left alone."""
 
+import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from configs.errors import RecipeError
 from launcher.exports import exports, own_environment
+from launcher.placement import Placement
 from launcher.provenance import command_line
 from launcher.recipe import RECIPES, load_recipe
 from launcher.secrecy import holds_secret, is_secret_name, mask, mask_word
@@ -38,6 +41,8 @@ def test_names() -> None:
         ("http://host:8080/a@b", "http://host:8080/a@b"),
         ("user@host:/path", "user@host:/path"),
         ("token=3", "token=3"),
+        ("--export=ALL,X=1,HF_TOKEN=pw", "--export=ALL,X=1,HF_TOKEN=***"),
+        ("--export=HF_TOKEN=pw", "--export=HF_TOKEN=***"),
         ('{"a": 1, "api_key": "x y", "b": 2}', '{"a": 1, "api_key": ***, "b": 2}'),
         ("x={a: 1, password: pw}", "x={a: 1, password: ***}"),
         ("no stage; password: where", "no stage; password: where"),
@@ -67,6 +72,31 @@ def test_a_recipe_with_a_secret_is_refused_without_telling_it(setting: str) -> N
     with pytest.raises(RecipeError, match="does not belong in a recipe") as caught:
         load_recipe(RECIPES / "quickstart.yaml", [setting])
     assert "canary" not in mask(str(caught.value))
+
+
+@pytest.mark.parametrize("words", ["-x WANDB_API_KEY=canary", "--export=HF_TOKEN=canary"])
+def test_the_launchers_own_words_hold_none(words: str, fakes_on_path: Path) -> None:
+    placement = Placement(hostfile=fakes_on_path, launcher="pdsh", launcher_args=words)
+    with pytest.raises(RecipeError, match=r"--launcher-args .*looks secret") as told:
+        placement.require()
+    assert "canary" not in str(told.value)
+    with pytest.raises(RecipeError, match="No closing quotation"):
+        dataclasses.replace(placement, launcher_args="-t '3").require()
+
+
+@pytest.fixture
+def fakes_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: f"/bin/{name}")
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("node-1 slots=1\n")
+    return hostfile
+
+
+def test_a_file_of_variables_that_is_no_text_is_named(tmp_path: Path) -> None:
+    own = tmp_path / ".deepspeed_env"
+    own.write_bytes(b"A=\xff\n")
+    with pytest.raises(RecipeError, match="deepspeed_env: cannot be read"):
+        exports({}, [own])
 
 
 def test_other_hosts_get_no_secret_by_any_way(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def find(hosts: Sequence[Host], wish: Wish, reach: Sequence[str]) -> Master:
         if not spelling.is_plain(given):
             msg = f"{what} {given}: expected an address or a name"
             raise RecipeError(msg)
-    target = _target(hosts)
+    target = target_of(hosts)
     first = hosts[0] if hosts else Host("localhost", 1)
     if first.is_here:
         told = probe.look(wish.address, wish.port or 0, target, wish.listen)
@@ -70,7 +70,7 @@ def find(hosts: Sequence[Host], wish: Wish, reach: Sequence[str]) -> Master:
     return _judged(first, hosts, wish, told)
 
 
-def _target(hosts: Sequence[Host]) -> str:
+def target_of(hosts: Sequence[Host]) -> str:
     """An address of the second host as this machine sees it, or its name as the first may."""
     if len(hosts) < 2:
         return ""
@@ -85,6 +85,7 @@ def _alias(name: str) -> str:
         done = subprocess.run(
             ["ssh", "-G", name],
             env=own_environment(os.environ),
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=5,

@@ -30,17 +30,19 @@ class SilenceError(Exception):
 
 
 def command_on(
-    name: str | None, module: str, values: Mapping[str, str], extra: Sequence[str] = ()
+    way: Sequence[str], module: str, values: Mapping[str, str], extra: Sequence[str] = ()
 ) -> list[str]:
-    """An argument list that runs a module of ours on a host; ``name`` None: on this one.
+    """An argument list that runs a module of ours on a host.
 
-    On another host a shell reads the words, so each is quoted.
+    ``way``: the words before it, as a launcher's ``reach`` has them; none: on this one. Behind ssh
+    a shell reads the words, so each is quoted; srun hands them on as they are.
     """
     words = [sys.executable, "-m", module, *extra]
-    if name is None:
+    if not way:
         return words
     settings = [f"{key}={value}" for key, value in values.items()]
-    return [*SSH, name, shlex.join(["env", *settings, *words])]
+    there = ["env", *settings, *words]
+    return [*way, shlex.join(there)] if way[0] == SSH[0] else [*way, *there]
 
 
 class Conversation:
@@ -48,21 +50,28 @@ class Conversation:
 
     def __init__(
         self,
-        name: str | None,
+        way: Sequence[str],
         values: Mapping[str, str],
         module: str = PROBE,
         extra: Sequence[str] = (),
     ) -> None:
-        """Start it; ``values`` are the environment that processes of a launch get there."""
+        """Start it.
+
+        Args:
+            way: to the host; see ``command_on``.
+            values: the environment that processes of a launch get there.
+            module: the program.
+            extra: its arguments.
+        """
         self._answers: queue.Queue[str | None] = queue.Queue()
         self._said: list[str] = []
         self.is_given_up = False
         self._process = subprocess.Popen(
-            command_on(name, module, values, extra),
+            command_on(way, module, values, extra),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **values} if name is None else own_environment(os.environ),
+            env=own_environment(os.environ) if way else {**os.environ, **values},
             text=True,
             errors="replace",
             start_new_session=True,

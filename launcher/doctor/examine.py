@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.errors import RecipeError
+from configs.errors import LaunchError, RecipeError
 from launcher import environment, ports
 from launcher.doctor.checks import judge
 from launcher.doctor.facts.software import PROGRAMS
@@ -19,7 +19,9 @@ from launcher.doctor.scene import Facts, Launcher, Scene
 from launcher.doctor.trials import Meeting, collectives
 from launcher.doctor.visit import Visit, place_for, trial_folder
 from launcher.exports import exports, own_files
-from launcher.hosts import Host, is_local, read_hostfile
+from launcher.hosts import Host, is_local
+from launcher.launchers import LAUNCHERS
+from launcher.placement import Placement
 
 _NOT_BEFORE = {"ssh", "answers", "one name a machine", "first host", "installed", "same versions",
                "same paths", "interfaces", "connections",
@@ -35,6 +37,9 @@ class Order:
         hostfile: None: this machine.
         run: a recipe, a run folder, or a folder; None: the current one.
         port: rank 0's; None: a run finds a free one.
+        address: rank 0's; empty: the first host's own on the way to the second.
+        include, exclude: as ``onward run`` has them.
+        processes: on this machine, or on each host of a Slurm allocation, as ``onward run`` has it.
         sums: whether the timed sums are to be made.
     """
 
@@ -43,6 +48,10 @@ class Order:
     launcher: Launcher = "pdsh"
     port: int | None = None
     sums: bool = True
+    address: str = ""
+    include: str = ""
+    exclude: str = ""
+    processes: int | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
 
@@ -76,9 +85,12 @@ class Diagnosis:
 def examine(order: Order) -> Diagnosis:
     """Look at everything; what cannot be looked at is a finding."""
     try:
-        hosts = hosts_of(order.hostfile)
+        hosts = hosts_of(order)
     except RecipeError as error:
         return Diagnosis(list(_bad_lines(error)), Scene(()))
+    except LaunchError as error:
+        found = Finding(str(error), "this machine", check="programs")
+        return Diagnosis([found], Scene(()))
     try:
         goal = target(order.run) if order.run else Target(Path.cwd())
     except RecipeError as error:
@@ -93,6 +105,8 @@ def examine(order: Order) -> Diagnosis:
         is_folder_given=order.run is not None,
         needs=needs(goal.recipe, hosts) if goal.recipe else None,
         port=order.port,
+        address=order.address,
+        ways=_ways(hosts, order),
         python=sys.executable,
     )
     scene = visited(scene, order.environment)
@@ -104,11 +118,33 @@ def examine(order: Order) -> Diagnosis:
     return Diagnosis(findings, scene, put_off)
 
 
-def hosts_of(hostfile: Path | None) -> tuple[Host, ...]:
-    """The hostfile's, or this machine with as many processes as a run would start."""
-    if hostfile is not None:
-        return read_hostfile(hostfile)
-    return (Host("localhost", environment.default_processes()),)
+def hosts_of(order: Order) -> tuple[Host, ...]:
+    """Those that a run would use; this machine with as many processes as it would start.
+
+    Raises:
+        RecipeError: of the hostfile and the filters.
+        LaunchError: there is no Slurm allocation that could tell them.
+    """
+    # What pdsh and mpirun lack is a finding among others; without srun nobody can be asked.
+    placement = Placement(
+        order.processes,
+        order.hostfile,
+        launcher="slurm" if order.launcher == "slurm" else "",
+        include=order.include,
+        exclude=order.exclude,
+        master_addr=order.address,
+        environment=order.environment,
+    )
+    here = order.processes or environment.default_processes()
+    return placement.hosts() or (Host("localhost", here),)
+
+
+def _ways(hosts: Sequence[Host], order: Order) -> dict[str, list[str]]:
+    """How the launcher reaches each host; nothing where all is on this machine."""
+    if is_local(hosts):
+        return {}
+    launcher = LAUNCHERS[order.launcher]
+    return {host.name: launcher.reach(host, order.environment) for host in hosts}
 
 
 def launch_values(values: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
@@ -120,12 +156,12 @@ def launch_values(values: Mapping[str, str], given: Mapping[str, str]) -> dict[s
 def visited(scene: Scene, given: Mapping[str, str]) -> Scene:
     """The same scene with every host's facts."""
     values = launch_values(scene.environment, given)
-    visit = Visit(scene.hosts, values, by_ssh=not is_local(scene.hosts))
+    visit = Visit(scene.hosts, values, scene.ways)
     try:
         visit.begin()
         visit.ask("machine")
         visit.ask("software")
-        visit.ask_network(scene.port)
+        visit.ask_network(scene.port, scene.address)
         if scene.is_several:
             visit.call_one_another()
         unwritable = _look_at_folder(visit, scene)
@@ -156,19 +192,21 @@ def _prevents_sums(findings: Sequence[Finding]) -> bool:
 
 def _sums(scene: Scene, order: Order) -> Facts:
     """One process a host; two here where there is but one host."""
-    by_ssh = not is_local(scene.hosts)
-    names = [host.name for host in scene.hosts] if by_ssh else ["process 0", "process 1"]
+    names = [host.name for host in scene.hosts] if scene.ways else ["process 0", "process 1"]
     address = scene.facts[scene.hosts[0].name]["network"]["master"]
     values = launch_values(scene.environment, order.environment) | {"OMP_NUM_THREADS": "1"}
-    if not by_ssh:
+    if not scene.ways:
         # They would share one GPU, which NCCL refuses.
         values["DS_ACCELERATOR"] = "cpu"
     port = order.port or ports.free_port()
-    return collectives(Meeting(names, address, port, values, by_ssh))
+    return collectives(Meeting(names, address, port, values, scene.ways))
 
 
 def _bad_lines(error: RecipeError) -> Iterator[Finding]:
-    """``FILE:LINE: what`` each."""
+    """``FILE:LINE: what`` each; or an option that cannot be."""
     for line in str(error).splitlines():
         where, _, what = line.partition(": ")
+        if where.startswith("--") or not what:
+            yield Finding(line, "this command", check="hostfile")
+            continue
         yield Finding(what, where, "lines are 'NAME slots=N'; # begins a comment", check="hostfile")

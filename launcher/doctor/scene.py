@@ -59,6 +59,8 @@ class Scene:
         unwritable: why this machine cannot write there; empty if it can.
         needs: of the recipe, if one was given.
         port: rank 0's, if it was chosen.
+        address: rank 0's, if it was chosen.
+        ways: how each host is reached, by name; none where all is on this machine.
         python: what starts a rank, everywhere.
         collectives: what the timed sums came to; empty if none were tried.
     """
@@ -74,6 +76,8 @@ class Scene:
     unwritable: str = ""
     needs: Needs | None = None
     port: int | None = None
+    address: str = ""
+    ways: Mapping[str, Sequence[str]] = field(default_factory=dict)
     python: str = ""
     collectives: Facts = field(default_factory=dict)
 

@@ -25,14 +25,14 @@ class Meeting:
         address: rank 0's.
         port: rank 0's.
         values: the environment that a launch hands over.
-        by_ssh: else all are started here.
+        ways: to each host by name; none: all are started here.
     """
 
     names: Sequence[str]
     address: str
     port: int
     values: Mapping[str, str]
-    by_ssh: bool
+    ways: Mapping[str, Sequence[str]]
 
 
 def collectives(meeting: Meeting) -> dict[str, Any]:
@@ -89,12 +89,12 @@ def _start(meeting: Meeting, rank: int) -> Conversation:
         "RANK": str(rank),
         "WORLD_SIZE": str(len(meeting.names)),
         "LOCAL_RANK": "0",
-        "LOCAL_SIZE": "1" if meeting.by_ssh else str(len(meeting.names)),
+        "LOCAL_SIZE": "1" if meeting.ways else str(len(meeting.names)),
         "ONWARD_JOIN_SECONDS": f"{JOIN_SECONDS:g}",
         "MASTER_ADDR": meeting.address,
         "MASTER_PORT": str(meeting.port),
     }
-    return Conversation(meeting.names[rank] if meeting.by_ssh else None, values, _MODULE)
+    return Conversation(meeting.ways.get(meeting.names[rank], ()), values, _MODULE)
 
 
 def _follow(talk: Conversation, world: int) -> dict[str, Any]:

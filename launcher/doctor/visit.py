@@ -3,7 +3,6 @@
 import fcntl
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from launcher.doctor.conversation import Conversation, SilenceError
 from launcher.doctor.facts import storage
 from launcher.doctor.scene import Unreached
 from launcher.hosts import Host
+from launcher.master import target_of
 
 START_SECONDS = 7.0
 """For ssh and Python to start; ssh itself gives up connecting after five."""
@@ -36,10 +36,22 @@ class Visit:
         unreached: why a host did not answer.
     """
 
-    def __init__(self, hosts: Sequence[Host], values: Mapping[str, str], *, by_ssh: bool) -> None:
+    def __init__(
+        self,
+        hosts: Sequence[Host],
+        values: Mapping[str, str],
+        ways: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Set up.
+
+        Args:
+            hosts: to be asked.
+            values: the environment that processes of a launch get there.
+            ways: to each by name; none: it is this machine.
+        """
         self._hosts = hosts
         self._values = values
-        self._by_ssh = by_ssh
+        self._ways = ways
         self._open: dict[str, Conversation] = {}
         self.facts: dict[str, dict[str, Any]] = {host.name: {} for host in hosts}
         self.unreached: dict[str, Unreached] = {}
@@ -48,9 +60,10 @@ class Visit:
         """Start every probe, and compare clocks: the first answer pays for the start."""
         for host in self._hosts:
             try:
-                talk = Conversation(host.name if self._by_ssh else None, self._values)
-            except FileNotFoundError:
-                reason = Unreached("start", "there is no ssh on this machine", None)
+                talk = Conversation(self._ways.get(host.name, ()), self._values)
+            except FileNotFoundError as error:
+                said = f"there is no {error.filename} on this machine"
+                reason = Unreached("start", said, None)
                 self.unreached[host.name] = reason
             else:
                 self._open[host.name] = talk
@@ -72,12 +85,15 @@ class Visit:
         """How many GPUs; importing torch takes its time where there are any."""
         self.ask("devices", _DEVICE_SECONDS)
 
-    def ask_network(self, port: int | None) -> None:
-        """Where rank 0 will be, and where each host can be called on the way there."""
+    def ask_network(self, port: int | None, address: str = "") -> None:
+        """Where rank 0 will be, and where each host can be called on the way there.
+
+        ``port`` and ``address``: rank 0's, if they were chosen.
+        """
         first = self._hosts[0].name
-        master = "127.0.0.1"
-        if len(self._hosts) > 1:
-            self._only([first], "way", target=_resolved(self._hosts[1].name))
+        master = address or "127.0.0.1"
+        if len(self._hosts) > 1 and not address:
+            self._only([first], "way", target=target_of(self._hosts))
             master = self.facts[first].get("way", {}).get("address", "")
         self._at_once(
             lambda name, talk: talk.ask(
@@ -178,14 +194,6 @@ def _compare_clocks(_: str, talk: Conversation) -> dict[str, Any]:
     told = talk.ask("clock", _ANSWER_SECONDS)["time"]
     back = time.time()
     return {"offset": told - (sent + back) / 2, "error": (back - sent) / 2}
-
-
-def _resolved(name: str) -> str:
-    """Its address as this machine sees it; else the name, which the first host may know."""
-    try:
-        return str(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
-    except OSError:
-        return name
 
 
 def place_for(folder: Path) -> Path:

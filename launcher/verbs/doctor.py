@@ -8,14 +8,22 @@ import typer
 
 from launcher.verbs.answers import answer
 from launcher.verbs.app import app
-from launcher.verbs.options import Hostfile, Json, MasterPort
+from launcher.verbs.options import (
+    Exclude,
+    Hostfile,
+    Include,
+    Json,
+    MasterAddress,
+    MasterPort,
+    Processes,
+)
 
 
 @app.command(
     short_help="Tell beforehand whether a run would start here.",
     epilog="Example: onward doctor --hostfile hosts --run my.yaml",
 )
-def doctor(
+def doctor(  # noqa: PLR0913, PLR0917 -- the options of a command line
     hostfile: Hostfile = None,
     run: Annotated[
         Path | None,
@@ -27,6 +35,10 @@ def doctor(
     launcher: Annotated[
         Literal["pdsh", "openmpi", "slurm"], typer.Option(help="What will start the processes.")
     ] = "pdsh",
+    processes: Processes = None,
+    include: Include = "",
+    exclude: Exclude = "",
+    master_addr: MasterAddress = "",
     master_port: MasterPort = None,
     no_collectives: Annotated[  # noqa: FBT002 -- typer's way of declaring a flag
         bool, typer.Option("--no-collectives", help="Leave out the timed all-reduces.")
@@ -41,7 +53,18 @@ def doctor(
     from launcher.doctor.examine import Order, examine
     from launcher.doctor.text import lines
 
-    found = examine(Order(hostfile, run, launcher, master_port, not no_collectives))
+    order = Order(
+        hostfile,
+        run,
+        launcher,
+        master_port,
+        not no_collectives,
+        address=master_addr,
+        include=include,
+        exclude=exclude,
+        processes=processes,
+    )
+    found = examine(order)
     if as_json:
         answer(found.as_json(), as_json)
     else:

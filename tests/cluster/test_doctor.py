@@ -212,8 +212,9 @@ def test_who_does_not_come_to_rank_0_is_named_with_its_address(four, run_folder)
         "from launcher.doctor.examine import launch_values\n"
         "from launcher.doctor.trials import Meeting, collectives\n"
         "values = launch_values({'DS_ACCELERATOR': 'cpu'}, os.environ)\n"
-        "names = ['node-1', 'node-2']\n"
-        "print(json.dumps(collectives(Meeting(names, '10.77.0.1', 29778, values, True))))\n"
+        "from launcher.hosts import SSH\n"
+        "ways = {name: [*SSH, name] for name in ('node-1', 'node-2')}\n"
+        "print(json.dumps(collectives(Meeting([*ways], '10.77.0.1', 29778, values, ways))))\n"
     )
     four.hosts[0].block(29778)
     try:

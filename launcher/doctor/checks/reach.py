@@ -1,6 +1,7 @@
 """Whether every host can be reached, is who it should be, and answers."""
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 
 from launcher.doctor.finding import Finding
 from launcher.doctor.scene import Scene, Unreached
@@ -13,7 +14,11 @@ def judge_reach(scene: Scene) -> Iterator[Finding]:
     for host in scene.hosts:
         reason = scene.unreached.get(host.name)
         if reason is not None and reason.asked == "start":
-            what, remedy = _explain(host.name, reason, scene.python)
+            way = scene.ways.get(host.name, ())
+            if way and way[0] == "srun":
+                what, remedy = _explain_step(reason, way)
+            else:
+                what, remedy = _explain(host.name, reason, scene.python)
             yield Finding(what, host.name, remedy, details={"said": reason.said})
 
 
@@ -84,6 +89,12 @@ def judge_first(scene: Scene) -> Iterator[Finding]:
             "give this machine the name that the others know it by",
             "warning",
         )
+
+
+def _explain_step(reason: Unreached, way: Sequence[str]) -> tuple[str, str]:
+    """The same where srun was to start our program."""
+    last = (reason.said.splitlines() or [f"exit code {reason.code}"])[-1]
+    return f"srun started no program there: {last}", f"try: {shlex.join(way)} true"
 
 
 def _explain(name: str, reason: Unreached, python: str) -> tuple[str, str]:

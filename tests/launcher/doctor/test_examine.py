@@ -17,6 +17,7 @@ from launcher.doctor import visit
 from launcher.doctor.examine import Diagnosis, Order, examine
 from launcher.doctor.text import lines
 from launcher.doctor.trial import rounds
+from tests.launcher.fakes import Fakes
 
 ROOT = Path(__file__).parents[3]
 SSH = """#!{python}
@@ -111,6 +112,47 @@ def test_healthy_hosts_behind_a_talkative_ssh_are_ready(world: World) -> None:
     assert {*told["hosts"]} == {"a", "b"}
     assert told["hosts"]["a"]["read"] == {"a": "", "b": ""}
     assert {f["severity"] for f in told["findings"]} <= {"ok", "warning"}
+
+
+def test_only_the_hosts_and_slots_of_the_filters_are_looked_at(world: World) -> None:
+    world.edits = {"b": {"says": "Permission denied (publickey)."}}
+    diagnosis = world.found(exclude="b")
+    assert [host.name for host in diagnosis.scene.hosts] == ["a"]
+    assert bad(diagnosis) == []
+    ((check, where, what),) = bad(world.found(include="c"))
+    assert (check, where) == ("hostfile", "this command")
+    assert "no host 'c' in the hostfile" in what
+
+
+def test_a_given_address_must_be_the_first_hosts(world: World) -> None:
+    answers = {"listens": [{"address": "192.0.2.9", "port": 1, "word": ""}]}
+    world.edits = {"a": {"network": answers}}
+    assert ("connections", "a", "cannot listen at its address 198.51.100.7") in bad(
+        world.found(address="198.51.100.7")
+    )
+
+
+def test_under_slurm_srun_asks_the_hosts_of_the_allocation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes = Fakes(tmp_path)
+    monkeypatch.setenv("PATH", f"{fakes.folder}:{os.environ['PATH']}")
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    ((check, _, what),) = bad(examine(Order(run=tmp_path / "run", launcher="slurm", sums=False)))
+    assert (check, "SLURM_JOB_NODELIST is not set" in what) == ("programs", True)
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node-1,node-2")
+    order = Order(run=tmp_path / "run", launcher="slurm", sums=False, processes=1)
+    scene = examine(order).scene
+    assert [host.name for host in scene.hosts] == ["node-1", "node-2"]
+    assert {name: facts["software"]["python"] for name, facts in scene.facts.items()}.keys() == {
+        "node-1",
+        "node-2",
+    }
+    asked = [note["words"] for note in fakes.notes("srun")]
+    assert sorted(words[3] for words in asked) == ["--nodelist=node-1", "--nodelist=node-2"]
+    # It says what a name stands for, and enters nobody.
+    assert all(note["words"][0] == "-G" for note in fakes.notes("ssh"))
 
 
 @pytest.mark.parametrize(

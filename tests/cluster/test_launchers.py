@@ -1,5 +1,6 @@
 """The other launchers on several hosts: real mpirun, and real Slurm with jobs that are requeued."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from configs.errors import ResourceError
 from tests.cluster.hosts import Cluster, cluster, wait_until
 from tests.cluster.jobs import LONGEST, Job
 from tests.cluster.slurm import Slurm, slurm
+from tests.cluster.switch import SYSTEM_PATH
 from tests.launcher.pretraining import make_data
 
 pytestmark = pytest.mark.cluster
@@ -68,6 +70,30 @@ def test_srun_starts_ranks_in_an_allocation(queue: Slurm, data: Path, whole: Any
     state = queue.wait(number, {"COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"}, LONGEST)
     assert state == "COMPLETED", job.log.read_text()
     assert job.numbers() == whole
+
+
+def test_doctor_asks_the_nodes_of_an_allocation_by_srun(queue: Slurm, data: Path) -> None:
+    place = queue.cluster.folder / "asked"
+    place.mkdir()
+    words = ["doctor", "--launcher", "slurm", "--run", str(place), "--json"]
+    own = ["salloc", "--nodes=2", "--ntasks-per-node=1", "--quiet"]
+    first = queue.cluster.hosts[0]
+    # Nobody is entered by ssh.
+    away = {"PATH": f"{_without_ssh(place)}:{SYSTEM_PATH}"}
+    done = first.run([*own, sys.executable, "-m", "launcher", *words], LONGEST, **away)
+    told = json.loads(done.stdout)
+    assert told["ok"], done.stdout
+    assert [*told["hosts"]] == [host.name for host in queue.cluster.hosts]
+    assert [*told["collectives"]["came"].values()] == ["measured"] * 2
+
+
+def _without_ssh(place: Path) -> Path:
+    """For the front of PATH: an ssh that lets nobody in."""
+    ssh = place / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text("#!/bin/sh\necho no ssh here >&2\nexit 255\n")
+    ssh.chmod(0o755)
+    return ssh.parent
 
 
 def test_a_job_saves_before_its_end_and_goes_on_when_it_is_requeued(

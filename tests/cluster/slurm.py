@@ -44,6 +44,8 @@ _NODE = "NodeName={name} NodeAddr={address} CPUs=1 RealMemory=100 State=UNKNOWN\
 _SETTINGS = Path("/etc/slurm")
 """Where the programs look."""
 _IDLE = 30.0
+ENDED = {"COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL"}
+"""States of a job that is over."""
 
 
 @dataclass

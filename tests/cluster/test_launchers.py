@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 import pytest
 
 from configs.errors import ResourceError
-from tests.cluster.hosts import Cluster, cluster, wait_until
+from tests.cluster.hosts import Cluster, cluster
 from tests.cluster.jobs import LONGEST, Job
-from tests.cluster.slurm import Slurm, slurm
+from tests.cluster.requeueing import requeued
+from tests.cluster.slurm import ENDED, Slurm, slurm
 from tests.cluster.switch import SYSTEM_PATH
 from tests.launcher.pretraining import make_data
 
@@ -67,7 +67,7 @@ def test_srun_starts_ranks_in_an_allocation(queue: Slurm, data: Path, whole: Any
     line = " ".join([sys.executable, "-m", "launcher", *words])
     script.write_text(f"#!/bin/bash\nexec {line}\n")
     number = queue.submit(script, "--nodes=2", "--ntasks-per-node=1", f"--output={job.log}")
-    state = queue.wait(number, {"COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"}, LONGEST)
+    state = queue.wait(number, ENDED, LONGEST)
     assert state == "COMPLETED", job.log.read_text()
     assert job.numbers() == whole
 
@@ -99,32 +99,11 @@ def _without_ssh(place: Path) -> Path:
 def test_a_job_saves_before_its_end_and_goes_on_when_it_is_requeued(
     queue: Slurm, data: Path, whole: Any
 ) -> None:
-    """The signal that Slurm sends before the time limit is sent by hand: limits are minutes."""
-    job = Job(queue.cluster, data, "requeued", checkpoint={"every": 4})
-    script = job.place / "job.sbatch"
-    made = write_script(job, script, "--set", f"output={job.log}")
-    assert made.returncode == 0, made.stderr
-    # A step that takes its time, so that the signal comes in the middle of the run.
-    fault = {"ONWARD_FAULT": "sleep@forward:step=6,seconds=10", "ONWARD_FAULT_LOG": str(job.struck)}
-    (job.place / ".deepspeed_env").write_text("".join(f"{k}={v}\n" for k, v in fault.items()))
-    number = queue.submit(script)
-    wait_until(job.struck.exists, LONGEST, "the sixth step")
-    queue.do("scancel", "--batch", "--signal=USR1", number)
-    wait_until(lambda: queue.facts(number)["Restarts"] == "1", LONGEST, "the job to be requeued")
-    (job.place / ".deepspeed_env").unlink()
-    state = queue.wait(number, {"COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"}, LONGEST)
-    said = job.log.read_text()
-    assert state == "COMPLETED", said
-    assert "its state saved" in said
-    assert job.numbers() == whole
-
-
-def write_script(job: Job, script: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    size = ["--nodes", "2", "--tasks-per-node", "1", "--output", str(script)]
-    words = ["launch-script", str(job.recipe), *size, *more]
-    return job.cluster.hosts[0].run(
-        [sys.executable, "-m", "launcher", *words], LONGEST, cwd=job.place
-    )
+    told = requeued(queue, data, "requeued")
+    assert told.state == "COMPLETED", told.said
+    assert told.restarts == 1
+    assert "its state saved" in told.said
+    assert told.job.numbers() == whole
 
 
 def test_without_a_host_that_died_the_rest_goes_on(two: Cluster, data: Path) -> None:

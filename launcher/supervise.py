@@ -176,8 +176,11 @@ class Supervisor:
             restarts.keep_words(self.run, folder)
         except OSError as error:
             self.tell(f"warning: {folder}: not kept: {error.strerror or error}")
-        for name, pids in remains.end_remains(folder, hosts).items():
+        for name, pids in remains.end_remains(folder, hosts, self._reach).items():
             self.tell(f"{name}: processes of the failed start ended: {', '.join(map(str, pids))}")
+
+    def _reach(self, host: Host) -> list[str]:
+        return self.placement.reach([host])
 
     def _rules(self, part: Part) -> Rules:
         hosts = self.placement.hosts()

@@ -125,7 +125,7 @@ class Scene:
 def _no_ssh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from tests.launcher.toy import Crew
 
-    monkeypatch.setattr(remains, "end_remains", lambda folder, hosts: {})
+    monkeypatch.setattr(remains, "end_remains", lambda folder, hosts, reach: {})
     before = Crew.KEPT
     yield
     Crew.KEPT = before

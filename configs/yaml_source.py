@@ -157,7 +157,7 @@ def _read_text(path: Path) -> str:
             raise RecipeError(msg)
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except FileNotFoundError:
-        beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        beside = [p.name for p in path.parent.glob("[!.]*.y*ml")] if path.parent.is_dir() else []
         hint = f"; {path.parent} holds: {', '.join(sorted(beside)[:10])}" if beside else ""
         msg = f"{path}: no such recipe{hint}"
     except IsADirectoryError:

@@ -20,6 +20,7 @@ _RESERVED = {
 }
 _KEY = re.compile(r"[a-z][a-z0-9-]*")
 _PLAIN = re.compile(r"[A-Za-z0-9_.,:/@%+=\[\]-]+")
+_TIME = re.compile(r"(?:([0-9]{1,4})-)?([0-9]{1,4}):([0-5]?[0-9]):([0-5]?[0-9])")
 _RECORDS = ".prepare/**/*.json"
 _MARGIN = 60
 """Seconds: Slurm may send the signal so much earlier or later than asked."""
@@ -72,7 +73,9 @@ def parse_settings(words: Sequence[str]) -> dict[str, str]:
             msg = f"--set {word}: expected KEY=VALUE or KEY, such as qos=long or exclusive"
             raise RecipeError(msg)
         if key in _RESERVED:
-            msg = f"--set {word}: {key} is set by this command itself; see its own options"
+            msg = (
+                f"--set {word}: {key} is set by this command itself, from its options or the recipe"
+            )
             raise RecipeError(msg)
         found[key] = value
     return found
@@ -113,7 +116,27 @@ def batch_script(job: Job) -> str:
     )
 
 
+def _require_time(job: Job) -> None:
+    """RecipeError for what sbatch would not take, or what leaves no time before the signal."""
+    if not job.time:
+        return
+    parts = _TIME.fullmatch(job.time)
+    if parts is None:
+        msg = f"--time {job.time}: expected [D-]HH:MM:SS, such as 12:00:00 or 2-00:00:00"
+        raise RecipeError(msg)
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    before = int(job.grace) + _MARGIN
+    if total <= before:
+        msg = (
+            f"--time {job.time}: the run would be asked to save {before} s before its end (--grace "
+            "and a minute), which is at once; give more time, or a shorter --grace"
+        )
+        raise RecipeError(msg)
+
+
 def _directives(job: Job) -> Iterator[str]:
+    _require_time(job)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", job.loaded.name).strip("-.") or "run"
     options: dict[str, str | int | None] = {
         "job-name": f"onward-{name}",
@@ -132,7 +155,8 @@ def _directives(job: Job) -> Iterator[str]:
         if value is None:
             continue
         if value != "" and not _PLAIN.fullmatch(str(value)):
-            msg = f"--{key} {value}: sbatch reads only letters, digits and _.,:/@%+=[]- unchanged"
+            given = f"--set {key}={value}" if key in job.settings else f"--{key} {value}"
+            msg = f"{given}: sbatch reads only letters, digits and _.,:/@%+=[]- unchanged"
             raise RecipeError(msg)
         yield f"#SBATCH --{key}" + (f"={value}" if value != "" else "")
 

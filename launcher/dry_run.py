@@ -80,7 +80,9 @@ def lines(told: Mapping[str, Any]) -> Iterator[str]:
             yield f"\n# {names}: in this process"
             continue
         hosts = ", ".join(f"{host['name']} ({host['processes']})" for host in group["hosts"])
-        yield f"\n# {names}: {group['processes']} processes on {hosts or 'this machine'}"
+        count = group["processes"]
+        processes = f"{count} process{'' if count == 1 else 'es'}"
+        yield f"\n# {names}: {processes} on {hosts or 'this machine'}"
         yield f"# launcher: {group['launcher']}"
         yield from (f"# hostfile: {line}" for line in group["hostfile"])
         yield from (f"# set: {_assigned(item)}" for item in group["set"].items())

@@ -94,7 +94,8 @@ def examine(order: Order) -> Diagnosis:
     try:
         goal = target(order.run) if order.run else Target(Path.cwd())
     except RecipeError as error:
-        found = Finding(str(error), str(order.run), "onward check tells more", check="recipe")
+        remedy = f"correct it; `onward check {order.run}` looks at all of it"
+        found = Finding(str(error), str(order.run), remedy, check="recipe")
         return Diagnosis([found], Scene(hosts))
     scene = Scene(
         hosts=hosts,

@@ -1,5 +1,6 @@
 """The verb that writes a batch file: launch-script."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -88,7 +89,7 @@ def launch_script(  # noqa: PLR0913, PLR0917 -- the options of a command line
         sys.stdout.write(text)
         return
     _write(output, text)
-    tell(f"written: {output}; submit it with: sbatch {output}")
+    tell(f"written: {output}; submit it with: sbatch {shlex.quote(str(output))}")
 
 
 def _write(path: Path, text: str) -> None:
@@ -100,5 +101,8 @@ def _write(path: Path, text: str) -> None:
         FIRST_LINES
     ):
         msg = f"--output {path}: is there, and no batch file of Onward; give another name"
+        raise RecipeError(msg)
+    if not path.parent.is_dir():
+        msg = f"--output {path}: there is no folder {path.parent}; make it, or name another"
         raise RecipeError(msg)
     write_atomically(path, text)

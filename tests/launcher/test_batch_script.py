@@ -234,3 +234,9 @@ def test_a_grace_that_is_no_number_of_seconds_is_refused(
     assert not output.exists()
     assert onward(monkeypatch, *words, "30") == 0
     assert "--grace=30" in output.read_text()
+
+
+@pytest.mark.parametrize("time", ["12h", "90", "1-2:3", "00:61:00", "00:03:00", "00:00:00"])
+def test_a_time_that_is_none_or_too_short(tmp_path: Path, time: str) -> None:
+    with pytest.raises(RecipeError, match=f"--time {time}"):
+        batch_script(job(tmp_path, time=time))

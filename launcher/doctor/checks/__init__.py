@@ -68,6 +68,9 @@ def judge(scene: Scene, checks: Sequence[Check] = CHECKS) -> list[Finding]:
     for check in checks:
         if check.name in _OF_COLLECTIVES and not scene.collectives:
             continue
-        found = list(check.judge(scene)) or [Finding(check.name, severity="ok")]
+        found = list(check.judge(scene))
+        if not found and any(scene.facts.values()):
+            # Of hosts that have not answered nothing is known to be well.
+            found = [Finding(check.name, severity="ok")]
         findings += [dataclasses.replace(one, check=check.name) for one in found]
     return findings

@@ -9,7 +9,7 @@ from launcher.doctor.scene import Scene
 from launcher.hosts import Host
 
 _VIRTUAL = ("lo", "docker", "br-", "veth", "virbr", "cni", "flannel", "cali", "tunl", "ifb")
-_NAME_IT = "name one in ~/.deepspeed_env: GLOO_SOCKET_IFNAME=..., NCCL_SOCKET_IFNAME=..."
+_NAME_IT = "say which in ~/.deepspeed_env: GLOO_SOCKET_IFNAME=..., NCCL_SOCKET_IFNAME=..."
 
 
 def judge_interfaces(scene: Scene) -> Iterator[Finding]:
@@ -41,7 +41,8 @@ def _of_way(host: Host, facts: Mapping[str, Any], *, is_chosen: bool) -> Iterato
         yield Finding(what, host.name, _NAME_IT, details=details)
         return
     if _is_loopback(facts["address"]):
-        what = f"its processes would talk over {facts['interface']} ({facts['address']}) alone"
+        over = f"{facts['interface']} ({facts['address']})"
+        what = f"its processes would talk over {over}, which leads to no other host"
         yield Finding(what, host.name, _NAME_IT, details=details)
         return
     real = [name for name, of in facts["interfaces"].items() if _is_real(name, of)]

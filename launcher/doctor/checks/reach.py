@@ -84,7 +84,7 @@ def judge_first(scene: Scene) -> Iterator[Finding]:
     loopback = [n for n in here if n in {"localhost", "127.0.0.1"}]
     for name in loopback:
         yield Finding(
-            "means each host itself, as that host reads it",
+            "means another machine on each host: every host itself",
             name,
             "give this machine the name that the others know it by",
             "warning",

@@ -95,7 +95,7 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str, str, str]] = [
      "node-2", "warning", "means 10.0.0.7 there, which it has not"),
     ("interfaces", {"node-2/network/address": "127.0.0.1", "node-2/network/interface": "lo",
                     "node-2/network/listens": [{"address": "127.0.0.1", "port": 1, "word": "w"}]},
-     {}, "node-2", "error", "its processes would talk over lo (127.0.0.1) alone"),
+     {}, "node-2", "error", "its processes would talk over lo (127.0.0.1), which leads"),
     ("interfaces", {"node-2/network/address": ""}, {},
      "node-2", "error", "no network leads from it to the first host"),
     ("connections", {"node-1/calls": {"node-2 10.0.0.2 41000": "no answer within 3 s"}}, {},

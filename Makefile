@@ -3,7 +3,7 @@
 # make grids        the longer tests: architectures at every ZeRO stage, runs broken off at many points
 # make test-cluster   train on several hosts made of namespaces; needs root, and installs Debian's packages for it
 # make faults       every fault of the table, then RUNS=500 real runs hit at random; over an hour; goes on where stopped
-# make fuzz         a hundred thousand damaged files to every reader; minutes
+# make fuzz         a hundred thousand damaged files, shared out over all readers; minutes
 # make check        format, lint, types, layers        make fix   repair format and lint
 VENV ?= .venv
 PYTHON ?= python3

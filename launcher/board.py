@@ -100,7 +100,8 @@ def open_board(folders: Sequence[Path], port: int | None, host: str = LOOPBACK) 
     ]
     pinned = [tag for start in _PINNED for tag in tags if tag.startswith(start)]
     pages = [page for run in runs.values() for page in sorted(run.glob(f"*/{LIVE_PAGE}"))]
-    address = f"[{host}]" if ":" in host else host
+    shown = socket.gethostname() if _is_everything(host) else host
+    address = f"[{shown}]" if ":" in shown else shown
     return Board(command, f"http://{address}:{chosen}", tuple(pinned), tuple(pages))
 
 
@@ -200,6 +201,14 @@ def open_to(host: str) -> str:
         f"--host {host}: everyone who reaches this machine there sees the runs, without a "
         "password; `ssh -L` to the usual address shows them to you alone"
     )
+
+
+def _is_everything(host: str) -> bool:
+    """Whether it stands for all addresses of this machine, which no browser can be sent to."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from configs.errors import BY_NAME, LaunchError, OnwardError, ResourceError
 from engine import watchdog
 from engine.listening import VARIABLE
+from engine.rendezvous import join_seconds
 from engine.watchdog import VERDICT
 from launcher import agreement, chain, environment, jit, master
 from launcher.command import Launch, deepspeed_command, runner
@@ -152,8 +153,11 @@ def plan_launch(
 ) -> Launch:
     """The launch of some stages, with an address and a free port that rank 0's host has told.
 
-    ``shown_only``: no process is started, so that another host is not asked.
+    ``shown_only``: no process is started, so that another host is not asked. RecipeError for
+    waiting times of the environment that no rank could read.
     """
+    silence_seconds(placement.environment)
+    join_seconds(placement.environment)
     hosts, launcher = placement.hosts(), placement.chosen_launcher()
     folder = run.launch(names[0])
     listen = placement.environment.get(VARIABLE, "")

@@ -144,7 +144,7 @@ def test_pages_of_runs_are_named_and_another_address_is_told_of(tmp_path: Path) 
     (run / "one/live.html").write_text("")
     board = open_board([run], None, "0.0.0.0")
     assert "--host=0.0.0.0" in board.command
-    assert board.address.startswith("http://0.0.0.0:")
+    assert board.address.startswith(f"http://{socket.gethostname()}:")
     assert any(line.endswith("my%20run/one/live.html") for line in board.told())
     assert "everyone who reaches this machine there sees the runs" in open_to("0.0.0.0")
     assert [open_to(host) for host in ("127.0.0.1", "::1", "localhost")] == ["", "", ""]

@@ -147,8 +147,14 @@ def test_other_hosts_get_the_users_own_file_and_no_secret(tmp_path: Path) -> Non
     own = tmp_path / ".deepspeed_env"
     own.write_text("GLOO_SOCKET_IFNAME=eth1\n# a comment\n\nMINE=1=2\n")
     here = {"HF_TOKEN": "secret", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+    here["ONWARD_LISTEN"] = "10.0.0.1"
     made = exports(here, [own, tmp_path / "absent"])
-    assert made == {"HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "eth1", "MINE": "1=2"}
+    assert made == {
+        "GLOO_SOCKET_IFNAME": "eth1",
+        "HF_HUB_OFFLINE": "1",
+        "MINE": "1=2",
+        "ONWARD_LISTEN": "10.0.0.1",
+    }
     own.write_text("A=1\nbroken\n")
     with pytest.raises(RecipeError, match=r"\.deepspeed_env:2: expected NAME=value"):
         exports(here, [own])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import RecipeError
 from launcher import cli
 from launcher.chain import Request
 from launcher.conduct import Conductor
@@ -104,3 +105,9 @@ def test_the_option_answers_on_stdout(
         assert "deepspeed.launcher.runner" in said
     assert json.loads(said)["groups"][-1]["stages"] == ["report"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["ONWARD_JOIN_SECONDS", "ONWARD_LAUNCHER_SILENCE"])
+def test_waiting_times_that_are_none_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match=f"{name}=soon: expected seconds"):
+        rehearse(conductor(tmp_path, Placement(processes=2, environment={name: "soon"})))

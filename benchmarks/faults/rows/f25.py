@@ -229,7 +229,12 @@ _CONTRADICTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("stages.dapt.model.location=stage:bse/export",), "did you mean 'base'"),
     (("stages.dapt.model.trust_remote_code=true",), "stages.dapt.model"),
     (("stages.prepare.tokenizer.corpora=[none]",), "tokenizer.corpora"),
-    (("stages.base.backend.config={bf16: {enabled: true}, fp16: {enabled: true}}",), "bf16"),
+    (
+        (
+            "stages.base.backend.config={train_batch_size: 8, bf16: {enabled: true}, fp16: {enabled: true}}",
+        ),
+        "bf16",
+    ),
     (("stages.base.backend.config={train_batch_size: 7, train_micro_batch_size_per_gpu: 4}",), "7"),
 )
 ROW = Row(

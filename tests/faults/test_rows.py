@@ -1,4 +1,4 @@
-"""Each row of the fault matrix that this machine can try, tried once."""
+"""Rows of the fault matrix that cost little, tried once."""
 
 from pathlib import Path
 
@@ -8,7 +8,9 @@ from benchmarks.faults import table
 from benchmarks.faults.rows import Measured, Row, all_rows
 from configs.errors import ResourceError
 
-ROWS = all_rows()
+CHEAP = ("F08", "F18", "F25", "F26", "F29", "F30")
+"""The others take minutes, or hosts; `make faults` tries them all."""
+ROWS = {row_id: row for row_id, row in all_rows().items() if row_id in CHEAP}
 
 
 @pytest.mark.processes

@@ -222,6 +222,7 @@ _WRONG: dict[str, Callable[[_Place], Wrong]] = {
     "tab": _tab,
     "tag": _tag,
 }
+_TWO_PRECISIONS = "{train_batch_size: 8, bf16: {enabled: true}, fp16: {enabled: true}}"
 _CONTRADICTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("stages.dapt.model.location=stage:tapt/export",), "stages.dapt.model.location"),
     (("stages.dapt.model.location=stage:dapt/export",), "cannot read from itself"),

@@ -231,9 +231,7 @@ _CONTRADICTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("stages.dapt.model.trust_remote_code=true",), "stages.dapt.model"),
     (("stages.prepare.tokenizer.corpora=[none]",), "tokenizer.corpora"),
     (
-        (
-            "stages.base.backend.config={train_batch_size: 8, bf16: {enabled: true}, fp16: {enabled: true}}",
-        ),
+        (f"stages.base.backend.config={_TWO_PRECISIONS}",),
         "bf16",
     ),
     (("stages.base.backend.config={train_batch_size: 7, train_micro_batch_size_per_gpu: 4}",), "7"),

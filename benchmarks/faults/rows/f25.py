@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from benchmarks.faults.rows.row import Measured, Row
 from configs.errors import RecipeError
 from configs.yaml_source import Key, read_yaml, yaml_text
+from engine.pretraining import PretrainStage
 from launcher.recipe import RECIPES, check_world, load_recipe
 
 _KEYS = 150
@@ -76,6 +77,9 @@ def _tried(path: Path, text: str, said: str, overrides: tuple[str, ...] = ()) ->
     try:
         recipe = load_recipe(path, overrides)
         check_world(recipe, list(recipe.stages), 2)
+        for stage in recipe.stages.values():
+            if isinstance(stage, PretrainStage):
+                stage.backend.check()
     except RecipeError as error:
         is_told = any(each in str(error) for each in said.split("|")) and error.exit_code == 2
         return None if is_told else f"no '{said}' in: {error}"

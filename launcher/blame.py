@@ -22,6 +22,7 @@ from engine import watchdog
 from launcher.hosts import Host
 from launcher.interruption import Interrupted
 from launcher.outcome import Outcome, first_cause, read_outcomes
+from launcher.secrecy import mask
 
 Kind = Literal[
     "recipe",
@@ -93,7 +94,8 @@ def blame(error: BaseException, folder: Path | None = None, hosts: Sequence[Host
     told = first_cause(outcomes)
     kind = _kind(error, folder, outcomes)
     known = isinstance(error, OnwardError | Interrupted)
-    text = str(error) if known else f"{type(error).__name__}: {error}"
+    # A driver's message may hold the password of a URL, and this one goes into the report.
+    text = mask(str(error) if known else f"{type(error).__name__}: {error}")
     plain = f"{told.kind}: {told.message}" if told else text
     return Failure(
         kind,

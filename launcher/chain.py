@@ -24,6 +24,7 @@ from launcher.begun import Begun
 from launcher.interruption import Interrupted
 from launcher.links import ChainRecipe, inputs_of
 from launcher.run_folder import Failure, RunFolder, Status, Workers, make_folder, now
+from launcher.secrecy import mask
 
 State = Literal["open", "waiting", "unfinished", "done", "foreign"]
 _SHOWN = 6
@@ -385,7 +386,7 @@ def fail(run: RunFolder, name: str, error: BaseException) -> None:
     if status is None or status.state != "running":
         return
     code = error.exit_code if isinstance(error, OnwardError | Interrupted) else 1
-    failure = Failure(kind=type(error).__name__, message=str(error), exit_code=code)
+    failure = Failure(kind=type(error).__name__, message=mask(str(error)), exit_code=code)
     state = "stopped" if isinstance(error, Preempted | Interrupted) else "failed"
     update = {"state": state, "finished": now(), "error": failure}
     with suppress(ResourceError):

@@ -26,6 +26,7 @@ from configs.errors import (
 from configs.schema import Config
 from launcher.interruption import Interrupted
 from launcher.run_folder import write_atomically
+from launcher.secrecy import mask
 
 logger = logging.getLogger(__name__)
 _LOST_PEER = (
@@ -140,12 +141,12 @@ class Reporter:
     def failed(self, error: BaseException) -> None:
         """It raised."""
         where = "" if isinstance(error, OnwardError) else self._keep_traceback(error)
-        told = {"kind": _kind(error), "message": str(error), "traceback": where}
+        told = {"kind": _kind(error), "message": mask(str(error)), "traceback": where}
         self._end(state="error", cause=_cause(error), step=step_of(error), **told)
 
     def _keep_traceback(self, error: BaseException) -> str:
         """The file it is in; on a full disk where else to look."""
-        text = "".join(traceback.format_exception(error))
+        text = mask("".join(traceback.format_exception(error)))
         if not self._is_wanted():
             return self.outcome.log
         try:

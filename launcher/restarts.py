@@ -45,10 +45,16 @@ class Restart(Config):
 
 def note(run: RunFolder, restart: Restart) -> None:
     """Add a line that is on the disk afterwards; OSError."""
+    # One that was cut off when the machine went down ends here.
+    start = "\n" if _is_cut(run.restarts) else ""
     with run.restarts.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(restart.model_dump(), ensure_ascii=False) + "\n")
+        file.write(start + json.dumps(restart.model_dump(), ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _is_cut(path: Path) -> bool:
+    return path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
 
 
 def keep_words(run: RunFolder, launch: Path) -> None:

@@ -26,6 +26,7 @@ from launcher import agreement, environment, exports, ranks, spelling
 from launcher.heartbeat import Pulse
 from launcher.outcome import Reporter, says_lost_peer
 from launcher.rank_log import STAGE_MARK, RankLog, ToLauncher
+from launcher.secrecy import mask
 from launcher.watch import Watch
 
 if TYPE_CHECKING:
@@ -243,12 +244,12 @@ class _Place:
 
 def _say_last_word(job: Job, reporter: Reporter | None, error: Exception, rank: int) -> None:
     if not isinstance(error, OnwardError):
-        traceback.print_exception(error)
+        sys.stderr.write(mask("".join(traceback.format_exception(error))))
     if reporter:
         reporter.failed(error)
         return
     what = "" if isinstance(error, Preempted) else "error: "
-    sys.stderr.write(f"rank {rank}: {what}{error}\n")
+    sys.stderr.write(f"rank {rank}: {what}{mask(str(error))}\n")
     _mark_failed(job, error, rank)
 
 

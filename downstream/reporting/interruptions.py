@@ -1,12 +1,19 @@
 """How often a supervised run was started again, why, and what share of its time was of use."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from downstream.records import read_json, read_jsonl
+
+_TOLD = {
+    *("time", "kind", "after_exit_code", "stage", "step", "lost_seconds", "waited_seconds"),
+    *("hosts", "left_out", "message"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +50,22 @@ class Interruptions:
 
 def interruptions(run: Path) -> Interruptions | None:
     """Of the run in a folder; None if it was never started again."""
-    path = run / "restarts.jsonl"
-    lines = read_jsonl(path) if path.exists() else []
+    lines = list(_restarts(run / "restarts.jsonl"))
     if not lines:
         return None
     stages = dict.fromkeys(str(line["stage"]) for line in lines)
     found = [_goodput(run / name) for name in stages]
     return Interruptions(lines, [each for each in found if each])
+
+
+def _restarts(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Its lines, without one that was cut off when the machine went down: it makes no results."""
+    told = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for text in told.splitlines():
+        with suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and line.keys() >= _TOLD:
+                yield line
 
 
 def _goodput(folder: Path) -> Goodput | None:

@@ -12,6 +12,7 @@ from configs.errors import (
     Preempted,
     ResourceError,
 )
+from launcher.blame import blame
 from launcher.interruption import Interrupted
 from launcher.outcome import Outcome, Reporter, explain, read_outcomes
 
@@ -71,6 +72,14 @@ def test_processes_that_never_came_up_show_the_log(tmp_path: Path) -> None:
 
 class SpecialError(DataError):
     """A kind that only its own module knows."""
+
+
+def test_a_drivers_password_is_in_no_last_word(tmp_path: Path) -> None:
+    told = OSError("https://me:canary@host/x: 403")
+    Reporter(tmp_path, 0).failed(told)
+    assert "https://me:***@host/x: 403" in read_outcomes(tmp_path)[0].message
+    assert "canary" not in "".join(path.read_text() for path in tmp_path.iterdir())
+    assert "canary" not in blame(told, tmp_path).message
 
 
 def test_a_reporter_leaves_the_nearest_known_kind(tmp_path: Path) -> None:

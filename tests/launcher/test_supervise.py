@@ -174,6 +174,15 @@ def test_it_is_started_again_and_every_restart_is_written_down(tmp_path: Path) -
     assert sum(line.startswith("restart ") for line in scene.told) == 3
 
 
+def test_a_line_that_was_cut_off_takes_no_other_with_it(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.run.restarts.write_text('{"time": "2026-')
+    scene.keep([fails(LOST), fails(LOST)])
+    cut, *lines = scene.run.restarts.read_text().splitlines()
+    assert cut == '{"time": "2026-'
+    assert [json.loads(line)["kind"] for line in lines] == ["lost", "lost"]
+
+
 def test_restarts_without_progress_are_limited_and_others_are_not(tmp_path: Path) -> None:
     scene = Scene(tmp_path, Policy(restarts=2))
     failures = [fails(LOST, scene.save)] * 5 + [fails(LOST)] * 9

@@ -65,6 +65,12 @@ def test_so_has_the_markdown(run):
     assert "goodput 40.0 %" in section
 
 
+def test_a_line_that_was_cut_off_is_passed_over(tmp_path):
+    path = tmp_path / "restarts.jsonl"
+    path.write_text(json.dumps(LINE) + "\n" + json.dumps(LINE)[:40] + "\n3\n" + json.dumps(LINE))
+    assert interruptions(tmp_path).restarts == [LINE, LINE]
+
+
 def test_without_restarts_nothing_is_said(tmp_path):
     page = make_report(facts.run_folder(tmp_path))
     assert "Restarts" not in page.read_text()

@@ -253,7 +253,8 @@ progress() {{
         cd -- "$run_folder" || exit
         shopt -s nullglob globstar
         printf '%s\n' {kept}
-        grep -ls '"state": "done"' ./*/status.json
+        # Before the first stage there is no such file, and grep would read the terminal.
+        grep -ls '"state": "done"' /dev/null ./*/status.json
     ) | sort | cksum
 }}
 

@@ -139,7 +139,14 @@ class Scene:
             "SLURM_JOB_ID": "17",
             "SLURM_RESTART_COUNT": str(restarts),
         }
-        return subprocess.Popen(["bash", "-c", text], env=env, stderr=subprocess.PIPE, text=True)
+        # As in a terminal, whose input does not end.
+        entry, self.never_closed = os.pipe()
+        try:
+            return subprocess.Popen(
+                ["bash", "-c", text], env=env, stdin=entry, stderr=subprocess.PIPE, text=True
+            )
+        finally:
+            os.close(entry)
 
     def run(self, restarts: int = 0, **changes: object) -> tuple[int, str]:
         process = self.start(restarts, **changes)

@@ -119,7 +119,10 @@ def require_reachable(hosts: Sequence[Host], seconds: float = 10.0) -> None:
     """LaunchError that lists every host which ssh cannot enter without a password."""
     lines = [f"{name}: {why}" for name, why in unreachable(hosts, seconds).items()]
     if lines:
-        hint = "Each host must let `ssh NAME true` pass without a question."
+        hint = (
+            "Each host must let `ssh NAME true` pass without a question; `onward doctor` with this "
+            "hostfile tells more."
+        )
         raise LaunchError("\n".join(["hosts that cannot be reached:", *lines, hint]))
 
 

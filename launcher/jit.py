@@ -6,6 +6,7 @@ later start waits for ever. Here one process builds at a time (flock), and such 
 
 import fcntl
 import importlib.metadata
+import logging
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from configs.errors import OnwardError, ResourceError
 from launcher.environment import cores, extensions_folder, gpus, worker_environment
 
+logger = logging.getLogger(__name__)
 SETTLE_SECONDS = 10.0
 
 
@@ -44,11 +46,16 @@ def refuse_stale_locks(folder: Path, settle: float = SETTLE_SECONDS) -> None:
     """Wait for locks of living processes; ResourceError names the ones nobody holds.
 
     torch keeps the file open while it holds it. On another host that cannot be seen, so a lock
-    counts as stale only if it is also older than ``settle`` seconds.
+    counts as stale only if it is also older than ``settle`` seconds. Operators that are built are
+    only loaded, which takes a moment: a stale lock of theirs is removed.
     """
     for lock in sorted(folder.glob("*/lock")):
         while (age := _age(lock)) is not None:
             if age > settle and not is_open(lock):
+                if is_built(folder):
+                    logger.warning("%s: left behind by a killed process; removed", lock)
+                    lock.unlink(missing_ok=True)
+                    break
                 msg = (
                     f"{lock}: left behind by a process that ended while it built an operator "
                     f"({age:.0f} s old, and no process holds it); every start would wait for it "

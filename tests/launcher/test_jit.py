@@ -29,6 +29,16 @@ def test_a_stale_lock_is_named_with_its_remedy(tmp_path: Path) -> None:
     assert lock.exists()
 
 
+def test_a_stale_lock_of_a_built_operator_is_removed(tmp_path: Path) -> None:
+    lock = tmp_path / "op" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    (tmp_path / jit._stamp_name()).touch()
+    os.utime(lock, (0, 0))
+    jit.refuse_stale_locks(tmp_path)
+    assert not lock.exists()
+
+
 def test_a_lock_that_a_process_holds_is_waited_for(tmp_path: Path) -> None:
     lock = lock_in(tmp_path, age=60)
     with lock.open():

@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -25,6 +26,8 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := sorted({*given.ids} - {*rows}):
         parser.error(f"{', '.join(unknown)}: no such row; there are {', '.join(rows)}")
+    # Under nohup it would be ignored, here and in all that is started.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     found = {}
     with operators():
         for row_id in given.ids or rows:

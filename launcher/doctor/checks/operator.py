@@ -18,7 +18,9 @@ def judge_locks(scene: Scene) -> Iterator[Finding]:
     for host, facts in told:
         for lock in facts["locks"]:
             # A shared folder shows the locks of other hosts' processes, too.
-            if lock["path"] not in held and lock["age"] > SETTLE_SECONDS:
+            is_stale = lock["path"] not in held and lock["age"] > SETTLE_SECONDS
+            # Of an operator that is built it is removed at the start.
+            if is_stale and not facts["is_built"]:
                 yield Finding(
                     f"{lock['path']}: left behind by a killed build, {lock['age']:.0f} s ago; "
                     "every start would wait for it",

@@ -176,7 +176,8 @@ CPU = {f"node-{n}/devices": {"gpus": 0, "trouble": "", "driver": None} for n in 
     ("check", "changes", "severity", "said"),
     [
         ("slots", {"node-2/machine/cores": 1}, "warning", "2 slots, but 1 core and no GPU"),
-        ("stale locks", {"node-2/software/operator/locks": [LOCK]}, "error",
+        ("stale locks", {"node-2/software/operator/locks": [LOCK],
+                         "node-2/software/operator/is_built": False}, "error",
          "/ext/op/lock: left behind by a killed build, 90 s ago"),
         ("CPU operator", {"node-2/software/operator/is_built": False}, "warning",
          "the first start takes minutes"),
@@ -198,9 +199,15 @@ def test_what_counts_without_gpus_alone(
 def test_a_lock_that_another_host_holds_is_none_of_a_killed_build() -> None:
     held = LOCK | {"is_held": True}
     both = {"node-1/software/operator/locks": [held], "node-2/software/operator/locks": [LOCK]}
+    both |= {"node-2/software/operator/is_built": False}
     assert not found(scene(CPU | both), "stale locks")
     young = {"node-2/software/operator/locks": [LOCK | {"age": 1.0}]}
+    young |= {"node-2/software/operator/is_built": False}
     assert not found(scene(CPU | young), "stale locks")
+
+
+def test_a_stale_lock_of_a_built_operator_is_no_trouble() -> None:
+    assert not found(scene(CPU | {"node-2/software/operator/locks": [LOCK]}), "stale locks")
 
 
 @pytest.mark.parametrize(

@@ -172,12 +172,16 @@ def test_what_is_broken_is_found_where_it_is(
 CPU = {f"node-{n}/devices": {"gpus": 0, "trouble": "", "driver": None} for n in (1, 2)}
 
 
+NOT_BUILT = {"node-2/software/operator/is_built": False, "node-2/software/operator/folder": None}
+"""Nor looked for by the check of that."""
+
+
 @pytest.mark.parametrize(
     ("check", "changes", "severity", "said"),
     [
         ("slots", {"node-2/machine/cores": 1}, "warning", "2 slots, but 1 core and no GPU"),
         ("stale locks", {"node-2/software/operator/locks": [LOCK],
-                         "node-2/software/operator/is_built": False}, "error",
+                         **NOT_BUILT}, "error",
          "/ext/op/lock: left behind by a killed build, 90 s ago"),
         ("CPU operator", {"node-2/software/operator/is_built": False}, "warning",
          "the first start takes minutes"),
@@ -199,10 +203,10 @@ def test_what_counts_without_gpus_alone(
 def test_a_lock_that_another_host_holds_is_none_of_a_killed_build() -> None:
     held = LOCK | {"is_held": True}
     both = {"node-1/software/operator/locks": [held], "node-2/software/operator/locks": [LOCK]}
-    both |= {"node-2/software/operator/is_built": False}
+    both |= NOT_BUILT
     assert not found(scene(CPU | both), "stale locks")
     young = {"node-2/software/operator/locks": [LOCK | {"age": 1.0}]}
-    young |= {"node-2/software/operator/is_built": False}
+    young |= NOT_BUILT
     assert not found(scene(CPU | young), "stale locks")
 
 

@@ -9,34 +9,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks.table import Row, Unmeasured, machine, markdown, without_folders, write
+from benchmarks.table import Row, machine, markdown, without_folders, write
 
 SECONDS = 1800
 """The most that one row may take."""
 
 
-def run(
-    names: Mapping[str, str],
-    output: Path | None,
-    unmeasured: Mapping[str, tuple[str, str]] | None = None,
-) -> None:
+def run(names: Mapping[str, str], output: Path | None) -> None:
     """All of ``names`` (id -> what it is, in words) in order; what fails is told in its row.
 
     Args:
         names: of what is run.
         output: written anew after each row; None: the table goes to stdout at the end.
-        unmeasured: id -> what it is, and why nothing measures it; named below the table.
     """
     began, rows = machine(), list[Row]()
-    missing = [Unmeasured(name, *told) for name, told in (unmeasured or {}).items()]
     for name, what in names.items():
         sys.stderr.write(f"{name}: {what}\n")
         rows.append(one(name, what, [sys.executable, "-m", "benchmarks", name, "--json"]))
         sys.stderr.write(f"{name}: {_told(rows[-1])}\n")
         if output:
-            write(output, began, rows, missing)
+            write(output, began, rows)
     if output is None:
-        print(markdown(began, rows, missing))
+        print(markdown(began, rows))
 
 
 def one(name: str, what: str, command: Sequence[str]) -> Row:

@@ -49,15 +49,6 @@ class Row:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Unmeasured:
-    """A row of the targets' table that nothing measures yet, in words, and why."""
-
-    id: str
-    what: str
-    why: str
-
-
 def machine() -> Machine:
     """This one, now."""
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
@@ -101,23 +92,20 @@ def _commit() -> str:
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + changed
 
 
-def write(
-    path: Path, began: Machine, rows: Sequence[Row], missing: Sequence[Unmeasured] = ()
-) -> None:
+def write(path: Path, began: Machine, rows: Sequence[Row]) -> None:
     """``path``, Markdown, and a ``.json`` of the same beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(markdown(began, rows, missing), encoding="utf-8")
+    path.write_text(markdown(began, rows), encoding="utf-8")
     values = {
         "machine": asdict(began),
         "rows": [asdict(row) for row in rows],
-        "not_measured": [asdict(each) for each in missing],
     }
     text = json.dumps(values, indent=1) + "\n"
     path.with_suffix(".json").write_text(text, encoding="utf-8")
 
 
-def markdown(began: Machine, rows: Sequence[Row], missing: Sequence[Unmeasured] = ()) -> str:
-    """The machine, a table of all and what is not in it, and a table of each one's details."""
+def markdown(began: Machine, rows: Sequence[Row]) -> str:
+    """The machine, a table of all, and a table of each one's details."""
     packages = ", ".join(f"{name} {found}" for name, found in began.packages.items())
     lines = [
         "# Benchmarks",
@@ -131,8 +119,6 @@ def markdown(began: Machine, rows: Sequence[Row], missing: Sequence[Unmeasured] 
         "",
         *_table([_summary(row) for row in rows]),
     ]
-    for each in missing:
-        lines += ["", f"{each.id} ({each.what}) is not measured: it {each.why}."]
     for row in rows:
         lines += ["", f"## {row.id}: {row.what}", ""]
         lines += _table(row.result["details"]) if row.result else [f"Failed: {row.error}"]

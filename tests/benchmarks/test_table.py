@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import ALL, MODULES, UNMEASURED
+from benchmarks.__main__ import ALL, MODULES
 from benchmarks.everything import one
-from benchmarks.table import Machine, Row, Unmeasured, machine, markdown, without_folders, write
+from benchmarks.table import Machine, Row, machine, markdown, without_folders, write
 
 HERE = Machine("A processor", 2, 24, "0.1, 0.1, 0.1", "3.11", {"torch": "2.13"}, "abc", "today")
 RESULT = {
@@ -39,17 +39,6 @@ def test_every_row_has_a_line_and_its_details():
         "| 1 |  | a 1, b 2, 3 |",
     ]
     assert lines[-1] == "Failed: ValueError: a | b"
-
-
-def test_what_nothing_measures_is_named_and_has_no_result(tmp_path):
-    assert not set(UNMEASURED) & set(MODULES)
-    missing = [Unmeasured(name, *told) for name, told in UNMEASURED.items()]
-    lines = markdown(HERE, ROWS, missing).splitlines()
-    (line,) = (line for line in lines if line.startswith("P16"))
-    assert line.endswith("is not measured: it waits for a supervisor that restarts.")
-    write(tmp_path / "engine.md", HERE, ROWS, missing)
-    found = json.loads((tmp_path / "engine.json").read_text())
-    assert [each["id"] for each in found["not_measured"]] == ["P16"]
 
 
 def test_the_json_beside_it_says_the_same(tmp_path):

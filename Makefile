@@ -37,10 +37,10 @@ quickstart: $(READY)
 	$(VENV)/bin/onward quickstart $(RUN)
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not grid and not cluster" $(RUN)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not grid and not cluster" $(RUN)
 
 grids: $(READY)
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m grid $(RUN)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m grid $(RUN)
 
 test-cluster: $(READY)
 	tests/cluster/install.sh

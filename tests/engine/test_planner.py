@@ -20,6 +20,7 @@ LEFT_OUT = {f"{name} {stage}" for name in TECHNIQUES for stage in (1, 2, 3)}
 
 
 @pytest.mark.processes
+@pytest.mark.grid
 @pytest.mark.parametrize("world", [1, 2])
 def test_ranks_hold_what_is_planned(world: int, warm: WarmWorkers, tmp_path: Path) -> None:
     left_out = LEFT_OUT - set(TAKEN if world == 2 else ())

@@ -117,6 +117,7 @@ def test_the_file_tells_of_each_step_why_and_which_rows(place: Path, rolled_back
         ]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     "point", ["rollback", "rolled_back", "data:step=8,nth=2", "optimizer:step=13"]
 )

@@ -182,6 +182,7 @@ def test_two_ranks_by_real_pdsh_over_a_stand_in_for_ssh(
 
 
 @pytest.mark.processes
+@pytest.mark.grid
 def test_two_ranks_by_a_stand_in_for_srun_without_a_hostfile(
     tmp_path: Path, on_the_cpu: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +199,7 @@ def test_two_ranks_by_a_stand_in_for_srun_without_a_hostfile(
 
 
 @pytest.mark.processes
+@pytest.mark.grid
 @pytest.mark.skipif(shutil.which("ompi_info") is None, reason="Open MPI is not installed")
 def test_two_ranks_by_the_real_mpirun(
     tmp_path: Path, on_the_cpu: Fakes, monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,7 @@ from launcher.run_folder import RunFolder
 from tests.launcher.pretraining import STAGE, make_data, saved, write_recipe
 from tests.warm import ROOT
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.processes, pytest.mark.grid, pytest.mark.timeout(1200)]
 
 
 def processes_of(output: Path) -> list[int]:
@@ -51,7 +51,6 @@ def start(recipe: Path, operators: dict[str, str], **changes: str) -> subprocess
     )
 
 
-@pytest.mark.grid
 def test_the_same_command_goes_on_after_any_end(tmp_path: Path, operators: dict[str, str]) -> None:
     output = tmp_path / "run"
     recipe = write_recipe(make_data(tmp_path), output, steps=3000, checkpoint={"every": 2000})

@@ -21,7 +21,7 @@ from tests.launcher.test_stopped_runs import processes_of, until
 from tests.launcher.toy import Toy
 from tests.warm import ROOT, WarmWorkers
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.processes, pytest.mark.grid, pytest.mark.timeout(1200)]
 LONG = {"steps": 120, "checkpoint": {"every": 10}}
 
 

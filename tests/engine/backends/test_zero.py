@@ -12,7 +12,7 @@ from tests.engine.backends import zero_cases as cases
 from tests.engine.backends import zero_worker as worker
 from tests.warm import WarmWorkers
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.grid]
 EXACT = {"rtol": 0, "atol": 0}
 FLOAT32 = {"rtol": 2e-5, "atol": 2e-5}
 BFLOAT16 = {"rtol": 6e-3, "atol": 6e-3}

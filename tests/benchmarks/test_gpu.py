@@ -25,6 +25,7 @@ from tests.warm import ROOT, WarmWorkers
 ROWS = ["bert_base", "llama_8b", "isolation", "attention", "resume"]
 
 
+@pytest.mark.grid
 @pytest.mark.processes
 def test_models_train_and_checks_pass_on_a_cpu(tmp_path, warm: WarmWorkers):
     answer = tmp_path / "answer.json"

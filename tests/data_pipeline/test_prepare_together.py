@@ -94,6 +94,7 @@ def test_a_participant_that_never_comes_is_named(files, tmp_path, monkeypatch):
         recipe(files).run(alone)
 
 
+@pytest.mark.grid
 def test_a_participant_that_dies_is_named_and_others_finish_its_work_later(
     files, tmp_path, whole, monkeypatch
 ):

@@ -101,6 +101,7 @@ def test_bytes_are_added_up() -> None:
     assert Collective("all_reduce", 600, 1, "gradients") in found
 
 
+@pytest.mark.grid
 @pytest.mark.processes
 def test_a_step_asks_for_what_is_planned(warm: WarmWorkers, tmp_path: Path) -> None:
     names = (

@@ -8,7 +8,7 @@ import pytest
 from tests.engine import guard_worker as worker
 from tests.warm import WarmWorkers
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.grid]
 
 
 @pytest.fixture(scope="module")

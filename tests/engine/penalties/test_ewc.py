@@ -45,6 +45,7 @@ def test_weights_stay_as_they_are_and_the_split_does_not_matter(tmp_path, shape)
         torch.testing.assert_close(parts.values[place], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.grid
 def test_it_estimates_the_mean_over_labels_of_squared_gradients_target_by_target(tmp_path):
     """The exact diagonal, by every label of every target, against the mean of many draws."""
     learner = sampled(tmp_path, "bert_tiny")
@@ -68,6 +69,7 @@ def test_it_estimates_the_mean_over_labels_of_squared_gradients_target_by_target
     assert float(np.corrcoef((total / draws).numpy(), exact.numpy())[0, 1]) > 0.9
 
 
+@pytest.mark.grid
 def test_labels_are_drawn_as_often_as_the_model_thinks(tmp_path):
     learner = sampled(tmp_path, "bert_tiny")
     batch = learner.objective.collate([tiny.example(0)], 5, 2)

@@ -47,7 +47,5 @@ def requeued(queue: Slurm, data: Path, name: str) -> Requeued:
         lambda: queue.facts(number)["Restarts"] == "1", LONGEST, "the job in the queue again"
     )
     own.unlink()
-    # Slurm lets a requeued job wait for two minutes.
-    queue.do("scontrol", "update", f"JobId={number}", "StartTime=now")
     state = queue.wait(number, ENDED, LONGEST)
     return Requeued(job, state, int(queue.facts(number)["Restarts"]), job.log.read_text())

@@ -17,6 +17,7 @@ SlurmctldHost={first}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
+AuthInfo=cred_expire=20
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/linear
@@ -39,6 +40,8 @@ JobRequeue=1
 {nodes}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverTimeLimit=0
 """
+# `cred_expire`: how many seconds a requeued job must wait, 120 unless told. To set its start time
+# to now instead is to race with the credentials of its first run: it may fail without a word.
 # Its hosts have this machine's cores and memory; what they say of them is not looked at.
 _NODE = "NodeName={name} NodeAddr={address} CPUs=1 RealMemory=100 State=UNKNOWN\n"
 _SETTINGS = Path("/etc/slurm")

@@ -71,14 +71,25 @@ class Switch:
 
     def plug(self, name: str, address: str, pid: int) -> None:
         """A cable to the network of a process; its end there is ``eth0``."""
-        if f" {name}@" in self.do("ip", "-oneline", "link"):
-            # A host that has just lost its power may still be going.
-            self.do("ip", "link", "del", name)
+        self._unplug(name)
         # A card keeps its address: other hosts have it in their tables still.
         card = "02:00:" + ":".join(f"{int(part):02x}" for part in address.split("."))
         cable = ["ip", "link", "add", "name", name, "type", "veth", "peer", "name", "eth0"]
         self.do(*cable, "address", card, "netns", str(pid))
         self.do("ip", "link", "set", name, "master", "bridge", "up")
+
+    def _unplug(self, name: str) -> None:
+        """Of a host that has just lost its power: its cable may be there yet, and going."""
+        if self._has(name):
+            try:
+                self.do("ip", "link", "del", name)
+            except ResourceError:
+                # Gone between the look and the command.
+                if self._has(name):
+                    raise
+
+    def _has(self, name: str) -> bool:
+        return f" {name}@" in self.do("ip", "-oneline", "link")
 
     def set(self, name: str, state: str) -> None:
         """A cable ``up`` or ``down``: nothing comes or goes, and no connection is closed."""

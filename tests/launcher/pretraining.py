@@ -1,6 +1,8 @@
 """A pretraining stage of a few seconds, for tests that stop, kill and resume it."""
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,26 @@ def saved(output: Path) -> list[int]:
     """The steps of the checkpoints that are there."""
     folders = (output / STAGE / "checkpoints").glob("step-*")
     return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
+
+
+def processes_of(output: Path) -> list[int]:
+    """Living processes that have the run folder on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            state = path.with_name("stat").read_text().rpartition(")")[2].split()[0]
+            if str(output) in path.read_text(errors="replace") and state not in "ZX":
+                found.append(int(path.parts[2]))
+        except OSError:
+            continue
+    return found
+
+
+def until(is_so: Callable[[], object], seconds: float = 250.0) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 class Launches:

@@ -5,37 +5,22 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from launcher.run_folder import RunFolder
-from tests.launcher.pretraining import STAGE, make_data, saved, write_recipe
+from tests.launcher.pretraining import (
+    STAGE,
+    make_data,
+    processes_of,
+    saved,
+    until,
+    write_recipe,
+)
 from tests.warm import ROOT
 
 pytestmark = [pytest.mark.processes, pytest.mark.grid, pytest.mark.timeout(1200)]
-
-
-def processes_of(output: Path) -> list[int]:
-    """Living processes that have the run folder on their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            state = path.with_name("stat").read_text().rpartition(")")[2].split()[0]
-            if str(output) in path.read_text(errors="replace") and state not in "ZX":
-                found.append(int(path.parts[2]))
-        except OSError:
-            continue
-    return found
-
-
-def until(is_so: Callable[[], object], seconds: float = 250.0) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def start(recipe: Path, operators: dict[str, str], **changes: str) -> subprocess.Popen[str]:

@@ -16,8 +16,14 @@ from launcher.conduct import Conductor
 from launcher.placement import Placement
 from launcher.policy import Policy
 from launcher.run_folder import RunFolder
-from tests.launcher.pretraining import STAGE, Launches, make_data, numbers
-from tests.launcher.test_stopped_runs import processes_of, until
+from tests.launcher.pretraining import (
+    STAGE,
+    Launches,
+    make_data,
+    numbers,
+    processes_of,
+    until,
+)
 from tests.launcher.toy import Toy
 from tests.warm import ROOT, WarmWorkers
 

@@ -17,10 +17,10 @@ from data_pipeline.persistence import DEADLINE_VARIABLE, TIMEOUT_VARIABLE
 from data_pipeline.storage import fetch
 from engine.checkpoint import commit, disk, open_checkpoint
 from engine.checkpoint.behind import Behind
-from engine.checkpoint.save import save
+from engine.checkpoint.save import Alone, save
 from engine.protocols import Progress
 from tests.data_pipeline.web import Web, serving
-from tests.engine.checkpoint.fakes import AloneHere, FakeBackend
+from tests.engine.checkpoint.fakes import FakeBackend
 
 SIZE = 300_000
 FAULTS: tuple[str | int, ...] = (500, 503, 429, "drop", "short", "garbage", "hang")
@@ -117,7 +117,7 @@ def _half(folder: Path, rng: random.Random, figures: dict[str, float]) -> str:
 
 
 def _save(folder: Path) -> Path:
-    return save(folder, Progress(4), FakeBackend(), {}, "recipe", AloneHere())
+    return save(folder, Progress(4), FakeBackend(), {}, "recipe", Alone())
 
 
 @contextmanager
@@ -153,7 +153,7 @@ def _eio(folder: Path, rng: random.Random, figures: dict[str, float]) -> str:
 
 def _eio_stays(folder: Path, rng: random.Random, figures: dict[str, float]) -> str:
     del rng
-    good = save(folder, Progress(2), FakeBackend(), {}, "recipe", AloneHere())
+    good = save(folder, Progress(2), FakeBackend(), {}, "recipe", Alone())
     try:
         with _writes(_broken()):
             _save(folder)

@@ -14,7 +14,6 @@ from benchmarks.faults.rows.stage import (
     codes,
     damaged,
     draws,
-    left_over,
     start,
     strikes,
     trial,
@@ -23,7 +22,7 @@ from benchmarks.faults.rows.stage import (
 from configs.errors import Preempted
 from launcher.environment import PROJECT
 from launcher.watch import STOP
-from tests.launcher.pretraining import Launches, saved
+from tests.launcher.pretraining import Launches, processes_of, saved
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 TARGETS = ("one rank", "all ranks", "launcher")
@@ -123,9 +122,9 @@ def _try_command(folder: Path, number: signal.Signals) -> str:
     except subprocess.TimeoutExpired:
         process.kill()
         code = process.wait()
-    gone = until(lambda: not left_over(folder), 5.0)
+    gone = until(lambda: not processes_of(folder), 5.0)
     if not came or code != 128 + number or not gone:
-        return f"{number.name} to the command: exit code {code}, left over: {left_over(folder)}"
+        return f"{number.name} to the command: exit code {code}, left over: {processes_of(folder)}"
     return ""
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from benchmarks.faults.rows.row import Measured, Row
 from configs.errors import OnwardError
-from tests.engine.checkpoint.fakes import AloneHere, FakeBackend
+from engine.checkpoint.save import Alone
+from tests.engine.checkpoint.fakes import FakeBackend
 
 CANARY = "ONWARD_CANARY"
 
@@ -137,7 +138,7 @@ def _checkpoint(folder: Path) -> Path:
     from engine.checkpoint.save import save
     from engine.protocols import Progress
 
-    return save(folder, Progress(4), FakeBackend(), {}, "recipe", AloneHere())
+    return save(folder, Progress(4), FakeBackend(), {}, "recipe", Alone())
 
 
 def _manifest(name: str) -> Callable[[Path], object]:

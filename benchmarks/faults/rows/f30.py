@@ -15,7 +15,7 @@ from benchmarks.faults.rows.row import Measured, Row
 from configs.errors import CheckpointError, ResourceError
 from engine.checkpoint import commit, newest
 from engine.checkpoint.resume import _content_problems
-from engine.checkpoint.save import save
+from engine.checkpoint.save import Alone, save
 from engine.protocols import Progress
 from launcher.run_folder import RunFolder
 
@@ -94,7 +94,7 @@ def _second_job(folder: Path) -> str:
 def _clock(folder: Path) -> str:
     """Checkpoints whose times are in the wrong order, and names that sort otherwise as text."""
     for step in STEPS:
-        save(folder, Progress(step), _Nothing(), {"cursor": step}, "recipe", _Alone())
+        save(folder, Progress(step), _Nothing(), {"cursor": step}, "recipe", Alone())
     for number, step in enumerate(STEPS):
         path = folder / f"step-{step}"
         for each in (path, *path.iterdir()):
@@ -106,7 +106,7 @@ def _clock(folder: Path) -> str:
 
 def _late(folder: Path) -> str:
     """What rank 0 sees, another host sees half a second later; and what never comes is named."""
-    path = save(folder, Progress(4), _Nothing(), {"cursor": 1}, "recipe", _Alone())
+    path = save(folder, Progress(4), _Nothing(), {"cursor": 1}, "recipe", Alone())
     for shown in (True, False):
         with _hidden(path / commit.MANIFEST, 0.5 if shown else 60):
             try:
@@ -117,7 +117,7 @@ def _late(folder: Path) -> str:
                 continue
         if not shown or found is None or found.step != 4:
             return f"found {found}" if shown else "took what it could not see"
-    return "" if not _content_problems(path, _Alone(), "full") else "left damaged"
+    return "" if not _content_problems(path, Alone(), "full") else "left damaged"
 
 
 @contextmanager
@@ -133,22 +133,6 @@ def _hidden(path: Path, seconds: float) -> Iterator[None]:
         timer.join()
         if aside.exists():
             aside.rename(path)
-
-
-class _Alone(_SeenLate):
-    """The one process."""
-
-    def rank(self) -> int:
-        return 0
-
-    def world(self) -> int:
-        return 1
-
-    def all_gather_object(self, value: Any, /) -> list[Any]:
-        return [value]
-
-    def broadcast_object(self, value: Any, /) -> Any:
-        return value
 
 
 ROW = Row(

@@ -86,16 +86,3 @@ def damaged(launches: Launches) -> list[str]:
     root = launches.output / STAGE / "checkpoints"
     found = (commit.problems_of(root / f"step-{step}") for step in saved(launches.output))
     return [problem for problems in found for problem in problems]
-
-
-def left_over(output: Path) -> list[int]:
-    """Living processes that have the run's folder on their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            state = path.with_name("stat").read_text().rpartition(")")[2].split()[0]
-            if str(output) in path.read_text(errors="replace") and state not in "ZX":
-                found.append(int(path.parts[2]))
-        except OSError:
-            continue
-    return found

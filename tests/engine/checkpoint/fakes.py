@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from engine.checkpoint import save
+from engine.checkpoint.save import Alone
 from engine.protocols import Fragment, Progress
 
 SHAPES = {"embedding": (7, 5), "layer.weight": (5, 11), "layer.bias": (11,), "scale": (1,)}
@@ -112,23 +113,7 @@ def save_step(
     """A one-rank checkpoint whose values are seeded by its step."""
     fake: Any = FakeBackend(seed=step, **backend)
     state = {"cursor": step * 8} | ({} if due else {"due": False})
-    return save(root, Progress(step), fake, state, fingerprint, AloneHere())
-
-
-class AloneHere:
-    """One rank."""
-
-    def rank(self) -> int:
-        return 0
-
-    def world(self) -> int:
-        return 1
-
-    def all_gather_object(self, value: Any, /) -> list[Any]:
-        return [value]
-
-    def broadcast_object(self, value: Any, /) -> Any:
-        return value
+    return save(root, Progress(step), fake, state, fingerprint, Alone())
 
 
 class _Meeting:

@@ -17,10 +17,11 @@ import torch  # before the fork, while there is no thread
 
 from engine.checkpoint import commit, newest
 from engine.checkpoint.commit import ASIDE, problems_of
+from engine.checkpoint.save import Alone
 from engine.checkpoint_policy import CheckpointConfig
 from engine.hooks import CheckpointHook
 from engine.protocols import Progress
-from tests.engine.checkpoint.fakes import AloneHere, LiveBackend, save_step
+from tests.engine.checkpoint.fakes import LiveBackend, save_step
 
 torch.set_num_threads(1)
 WATCHED = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree"}
@@ -70,9 +71,7 @@ def survives(root: Path, fatal: int, mode: Any) -> bool:
     if child == 0:
         backend: Any = LiveBackend(8)
         policy = CheckpointConfig(every=4, keep=1, mode=mode)
-        hook = CheckpointHook(
-            root, "recipe", lambda _: {"cursor": 64}, policy, 100, ranks=AloneHere()
-        )
+        hook = CheckpointHook(root, "recipe", lambda _: {"cursor": 64}, policy, 100, ranks=Alone())
         Reaper(root, fatal)
         hook.on_start(backend, Progress(4))
         hook.after_step(backend, Progress(8), None)  # type: ignore[arg-type]  # it looks at no record

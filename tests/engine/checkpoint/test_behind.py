@@ -16,11 +16,12 @@ from configs.errors import CheckpointError, OnwardError, ResourceError
 from engine import faults
 from engine.checkpoint import commit, disk, newest, open_checkpoint
 from engine.checkpoint.disk import DiskError
+from engine.checkpoint.save import Alone
 from engine.checkpoint.snapshot import Failed, HostMemory, Snapshot
 from engine.checkpoint_policy import CheckpointConfig
 from engine.hooks import CheckpointHook
 from engine.protocols import Fragment, Progress
-from tests.engine.checkpoint.fakes import AloneHere, LiveBackend, on_ranks, values_of
+from tests.engine.checkpoint.fakes import LiveBackend, on_ranks, values_of
 from tests.engine.hooks.fakes import Kept
 
 STEPS = 20
@@ -77,7 +78,7 @@ def hook_at(
     root: Path, chosen: CheckpointConfig, ranks: Any = None, state: Any = None, **given: Any
 ) -> CheckpointHook:
     told = state or (lambda progress: {"cursor": progress.step * 8})
-    return CheckpointHook(root, "recipe", told, chosen, STEPS, ranks=ranks or AloneHere(), **given)
+    return CheckpointHook(root, "recipe", told, chosen, STEPS, ranks=ranks or Alone(), **given)
 
 
 def after(hook: CheckpointHook, backend: Any, step: int) -> None:
@@ -260,7 +261,7 @@ def test_ranks_that_gave_a_save_up_and_ranks_that_did_not_begin_anew_alike(
 ) -> None:
     made = []
 
-    class Group(AloneHere):
+    class Group(Alone):
         def __init__(self, limit: object) -> None:
             made.append(limit)
 

@@ -31,11 +31,11 @@ from engine.checkpoint import (
 from engine.checkpoint.commit import ASIDE, FileRecord, seal
 from engine.checkpoint.disk import DiskError
 from engine.checkpoint.fragments import DTYPES, Piece, make_index
+from engine.checkpoint.save import Alone
 from engine.protocols import Fragment, Progress
 from tests.engine.checkpoint.fakes import (
     KEYS,
     SHAPES,
-    AloneHere,
     FakeBackend,
     FakeTensor,
     ThreadRank,
@@ -289,7 +289,7 @@ def test_a_state_that_is_not_json_saves_nothing(root: Path) -> None:
     backend: Any = FakeBackend(12)
     for bad in (object(), float("nan")):
         with pytest.raises(CheckpointError, match=r"state\.json: state that JSON cannot hold"):
-            save(root, Progress(12), backend, {"hook": bad}, "recipe", AloneHere())
+            save(root, Progress(12), backend, {"hook": bad}, "recipe", Alone())
     assert found_step(root) == 8
     assert not leftovers(root)
 
@@ -306,7 +306,7 @@ class GapBackend(FakeBackend):
 def test_pieces_that_leave_a_gap_are_not_saved(root: Path) -> None:
     backend: Any = GapBackend(12)
     with pytest.raises(CheckpointError, match=r"embedding: 34 values of 'fp32' are held"):
-        save(root, Progress(12), backend, {}, "recipe", AloneHere())
+        save(root, Progress(12), backend, {}, "recipe", Alone())
     assert found_step(root) == 8
 
 
@@ -545,7 +545,7 @@ def test_low_precision_is_kept_as_it_is(tmp_path: Path) -> None:
                 yield Fragment("weight", key, (2, 3), 0, tensor)
 
     backend: Any = Low()
-    folder = save(tmp_path, Progress(1), backend, {}, "recipe", AloneHere())
+    folder = save(tmp_path, Progress(1), backend, {}, "recipe", Alone())
     store = open_checkpoint(folder).store()
     for key, tensor in held.items():
         assert store.read("weight", key, 1, 4).equal(tensor[1:5].float())
@@ -570,7 +570,7 @@ def test_what_has_no_place_in_a_file_is_refused(tmp_path: Path, made: str) -> No
 
     backend: Any = Odd()
     with pytest.raises(CheckpointError, match=r"weight: 'fp32' is .*expected one dimension of"):
-        save(tmp_path, Progress(1), backend, {}, "recipe", AloneHere())
+        save(tmp_path, Progress(1), backend, {}, "recipe", Alone())
 
 
 def test_ranks_that_differ_in_dtype_do_not_join() -> None:

@@ -95,14 +95,18 @@ def batch_plan(values: Mapping[str, Any], world: int) -> BatchPlan:
     """Split ``train_batch_size`` over ranks and accumulation; RecipeError if it does not divide."""
     total = global_batch(values)
     if total % world:
-        msg = f"DeepSpeed config: train_batch_size {total} cannot be split over {world} ranks"
+        msg = (
+            f"DeepSpeed config: train_batch_size {total} cannot be split over {world} ranks: give "
+            "a multiple, or start a number of ranks that divides it"
+        )
         raise RecipeError(msg)
     key = "train_micro_batch_size_per_gpu"
     micro = _whole(key, values.get(key, total // world))
     if (total // world) % micro:
         msg = (
             f"DeepSpeed config: train_batch_size {total} on {world} ranks is {total // world} "
-            f"rows a rank, which train_micro_batch_size_per_gpu {micro} does not divide"
+            f"rows a rank, which train_micro_batch_size_per_gpu {micro} does not divide; "
+            "leave the micro batch out, or give one that does"
         )
         raise RecipeError(msg)
     accumulation = total // world // micro

@@ -16,7 +16,12 @@ from launcher.own_names import is_this_machine
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LINE = re.compile(r"(?P<name>\S+)\s+slots=(?P<slots>\S+)")
 _MOST_SLOTS = 1024
-SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "StrictHostKeyChecking=yes")
+# A master connection that is there already may be used; one that is left behind by the question
+# would hold its pipes open.
+SSH = (
+    *("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "StrictHostKeyChecking=yes"),
+    *("-o", "ControlMaster=no"),
+)
 
 
 @dataclass(frozen=True, slots=True)

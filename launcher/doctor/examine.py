@@ -18,7 +18,7 @@ from launcher.doctor.needs import Target, needs, target
 from launcher.doctor.scene import Facts, Launcher, Scene
 from launcher.doctor.trials import Meeting, collectives
 from launcher.doctor.visit import Visit, place_for, trial_folder
-from launcher.exports import exports, own_files
+from launcher.exports import exports, format_exports, own_files
 from launcher.hosts import Host, is_local
 from launcher.launchers import LAUNCHERS
 from launcher.placement import Placement
@@ -97,9 +97,15 @@ def examine(order: Order) -> Diagnosis:
         remedy = f"correct it; `onward check {order.run}` looks at all of it"
         found = Finding(str(error), str(order.run), remedy, check="recipe")
         return Diagnosis([found], Scene(hosts))
+    try:
+        passed = exports(order.environment, own_files(order.environment))
+        if not is_local(hosts):
+            format_exports(passed)
+    except RecipeError as error:
+        return Diagnosis([Finding(str(error), "this machine", check="environment")], Scene(hosts))
     scene = Scene(
         hosts=hosts,
-        environment=exports(order.environment, own_files(order.environment)),
+        environment=passed,
         launcher=order.launcher,
         programs=frozenset(name for name in PROGRAMS if shutil.which(name)),
         folder=goal.folder,

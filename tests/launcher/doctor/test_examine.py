@@ -124,6 +124,21 @@ def test_only_the_hosts_and_slots_of_the_filters_are_looked_at(world: World) -> 
     assert "no host 'c' in the hostfile" in what
 
 
+def test_what_must_not_or_cannot_reach_other_hosts_is_a_finding(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = world.folder / ".deepspeed_env"
+    own.write_text("HF_TOKEN=canary-value\n")
+    ((check, _, what),) = bad(world.found())
+    assert check == "environment"
+    assert "HF_TOKEN is not handed to other hosts" in what
+    assert "canary-value" not in what
+    own.unlink()
+    monkeypatch.setenv("PYTHONHASHSEED", "a b")
+    ((check, _, what),) = bad(world.found())
+    assert (check, "PYTHONHASHSEED" in what) == ("environment", True)
+
+
 def test_a_given_address_must_be_the_first_hosts(world: World) -> None:
     answers = {"listens": [{"address": "192.0.2.9", "port": 1, "word": ""}]}
     world.edits = {"a": {"network": answers}}

@@ -5,8 +5,10 @@ import importlib.metadata
 import json
 import platform
 import re
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +27,7 @@ PLACES = "places.json"
 TO_BE_SEEN = 15.0
 """Seconds in which a shared file system shows on one host what another has written."""
 _NO_PATH = re.compile(rf"://|[\x00-\x1f]|^{STAGE_PREFIX}")
-_PACKAGES = ("torch", "deepspeed", "transformers")
+_PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers")
 _CODE = ("launcher", "downstream", "engine", "data_pipeline", "configs")
 
 
@@ -64,6 +66,39 @@ def meeting(folder: Path | None, paths: Sequence[Path] = ()) -> "Meeting":
     from engine.rendezvous import Meeting
 
     return Meeting(facts(paths), compare, absentees(folder))
+
+
+@dataclass(frozen=True, slots=True)
+class Cards:
+    """What hosts without collectives leave in the launch folder for each other.
+
+    None waits for another: hosts may come late to shared work, and may never come.
+
+    Attributes:
+        launch_id: an earlier launch's cards, left in the same folder, are not looked at.
+    """
+
+    folder: Path
+    launch_id: str
+
+    def leave(self, index: int, paths: Sequence[Path] = ()) -> None:
+        """This host's."""
+        card = {"host": socket.gethostname(), **facts(paths)}
+        write_atomically(self.folder / self._name(str(index)), json.dumps(card) + "\n")
+
+    def compare(self) -> None:
+        """As ``compare`` does, all that have been left so far."""
+        paths = sorted(self.folder.glob(self._name("*")))
+        compare([json.loads(path.read_bytes()) for path in paths])
+
+    def _name(self, index: str) -> str:
+        return f"card-{self.launch_id}-{index}.json"
+
+    @staticmethod
+    def forget(folder: Path) -> None:
+        """Take away what earlier launches have left."""
+        for path in folder.glob("card-*.json"):
+            path.unlink(missing_ok=True)
 
 
 def compare(cards: Sequence["Card"]) -> None:

@@ -14,10 +14,10 @@ from launcher import environment, exports
 from launcher.command import Launch
 from launcher.filters import chosen
 from launcher.hosts import Host, is_local, one_a_host, read_hostfile
+from launcher.job import GRACE_SECONDS
 from launcher.launchers import LAUNCHERS
 from launcher.launchers.slurm import allocation
 from launcher.secrecy import mask, mask_word
-from launcher.worker import GRACE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,7 @@ def _forget_words(folder: Path) -> None:
     """Whoever looks for why a launch failed before it began must not find the last one's words."""
     forget_outcomes(folder)
     with contextlib.suppress(OSError):
+        agreement.Cards.forget(folder)
         watchdog.forget(folder)
 
 

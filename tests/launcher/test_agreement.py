@@ -20,7 +20,9 @@ def test_hosts_that_are_alike_agree():
     agreement.compare([card("node-1"), card("node-2")])
 
 
-@pytest.mark.parametrize("name", ["Python", "torch", "deepspeed", "transformers", "Onward's code"])
+@pytest.mark.parametrize(
+    "name", ["Python", "torch", "deepspeed", "transformers", "tokenizers", "Onward's code"]
+)
 def test_whose_software_differs_is_named(name: str):
     cards = [card("node-1"), card("node-2", **{name: "other"}), card("node-3"), card("node-3")]
     with pytest.raises(LaunchError) as error:
@@ -43,6 +45,21 @@ def test_who_does_not_see_a_path_is_named(tmp_path):
     assert str(error.value).splitlines()[1:] == [
         f"{here}: not there on node-2; it must be on a file system that all hosts share"
     ]
+
+
+def test_hosts_that_share_a_stage_compare_what_is_there_so_far(tmp_path, monkeypatch):
+    cards = agreement.Cards(tmp_path, "now")
+    agreement.Cards(tmp_path, "before").leave(7)
+    cards.leave(0)
+    cards.compare()
+    monkeypatch.setattr(agreement, "code_digest", lambda: "other")
+    agreement.Cards(tmp_path, "before").leave(8)
+    cards.compare()
+    cards.leave(1)
+    with pytest.raises(LaunchError, match=r"Onward's code: .*; other on "):
+        cards.compare()
+    agreement.Cards.forget(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_ranks_are_named_by_their_hosts(tmp_path):

@@ -4,18 +4,21 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from configs.errors import DataError, RecipeError
+from configs.errors import DataError, LaunchError, RecipeError
 from configs.stage import Share
-from launcher import chain, environment
+from launcher import agreement, chain, environment
 from launcher.chain import Request
 from launcher.command import Launch, deepspeed_command
 from launcher.conduct import Conductor
 from launcher.hosts import Host, one_a_host
+from launcher.outcome import read_outcomes
 from launcher.placement import Placement
 from launcher.run_folder import RunFolder
 from tests.launcher.toy import Toy
@@ -55,9 +58,16 @@ def test_on_one_machine_it_runs_here(tmp_path: Path, hosts: str) -> None:
     assert (status.state, status.fingerprint) == ("done", "made by 1")
 
 
-def workers(recipe: Path, ranks: str, *stages: str) -> list[tuple[int, str]]:
+def toy_file(folder: Path, *stages: str) -> Path:
+    path = folder / "r.yaml"
+    lines = (f"  {stage}\n" for stage in stages)
+    path.write_text(f"name: toy\noutput: {folder}/run\nstages:\n{''.join(lines)}")
+    return path
+
+
+def workers(recipe: Path, ranks: str, *words: str) -> list[tuple[int, str]]:
     """Exit code and last words of some of two, as deepspeed starts them."""
-    command = [sys.executable, "-m", "tests.launcher.toy", str(recipe), *stages]
+    command = [sys.executable, "-m", "tests.launcher.toy", str(recipe), *words]
     started = [
         subprocess.Popen(
             command,
@@ -73,10 +83,11 @@ def workers(recipe: Path, ranks: str, *stages: str) -> list[tuple[int, str]]:
 
 @pytest.mark.processes
 def test_each_host_gets_its_share_and_needs_no_torch(tmp_path: Path) -> None:
-    recipe = tmp_path / "r.yaml"
-    recipe.write_text(
-        f"name: toy\noutput: {tmp_path}/run\nstages:\n  p: {{kind: spread}}\n"
-        "  q: {kind: spread, inputs: ['stage:p']}\n  r: {kind: spread, fails_on: 1}\n"
+    recipe = toy_file(
+        tmp_path,
+        "p: {kind: spread}",
+        "q: {kind: spread, inputs: ['stage:p']}",
+        "r: {kind: spread, fails_on: 1}",
     )
     assert [code for code, _ in workers(recipe, "10", "p", "q")] == [0, 0]
     run = RunFolder(tmp_path / "run")
@@ -92,11 +103,40 @@ def test_each_host_gets_its_share_and_needs_no_torch(tmp_path: Path) -> None:
     assert "host 1 has no such file" in said
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("comes", ["before", "after"])
+def test_a_stage_that_hosts_of_other_software_share_is_never_done(
+    tmp_path: Path, comes: str
+) -> None:
+    recipe = toy_file(tmp_path, "p: {kind: spread}")
+    launch, folder = tmp_path / "launch", tmp_path / "run" / "p"
+    launch.mkdir()
+    other = {**agreement.facts(), "host": "node-2", "Onward's code": "another"}
+    card = launch / "card--1.json"
+    words = ("p", f"--report_to={launch}")
+    if comes == "before":
+        card.write_text(json.dumps(other))
+        ((code, _),) = workers(recipe, "0", *words)
+        assert not (folder / "host-0.json").exists()
+    else:
+        with ThreadPoolExecutor() as pool:
+            told = pool.submit(workers, recipe, "0", *words)
+            while not (folder / "host-0.json").exists():
+                assert not told.done()
+                time.sleep(0.05)
+            card.write_text(json.dumps(other))
+            (folder / "host-1.json").touch()
+            ((code, _),) = told.result()
+    assert code == LaunchError.exit_code
+    (outcome,) = read_outcomes(launch)
+    assert "Onward's code: " in outcome.message
+    assert "another on node-2. Install the same everywhere" in outcome.message
+    status = RunFolder(tmp_path / "run").status("p")
+    assert status is None or status.state != "done"
+
+
 def test_stages_of_two_kinds_do_not_share_a_launch(tmp_path: Path) -> None:
-    recipe = tmp_path / "r.yaml"
-    recipe.write_text(
-        f"name: toy\noutput: {tmp_path}/run\nstages:\n  p: {{kind: spread}}\n  c: {{kind: crew}}\n"
-    )
+    recipe = toy_file(tmp_path, "p: {kind: spread}", "c: {kind: crew}")
     code = (
         "import sys; sys.argv[1:] = [sys.argv[1], 'p', 'c'];"
         "from tests.launcher.toy import load_toy; from launcher.worker import main;"

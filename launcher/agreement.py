@@ -26,6 +26,8 @@ PLACES = "places.json"
 """In the launch folder: the host of each rank, as the hostfile names it."""
 TO_BE_SEEN = 15.0
 """Seconds in which a shared file system shows on one host what another has written."""
+TOGETHER = 3.0
+"""Seconds between processes that a launcher starts together on hosts alike."""
 _NO_PATH = re.compile(rf"://|[\x00-\x1f]|^{STAGE_PREFIX}")
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers")
 _CODE = ("launcher", "downstream", "engine", "data_pipeline", "configs")
@@ -72,7 +74,8 @@ def meeting(folder: Path | None, paths: Sequence[Path] = ()) -> "Meeting":
 class Cards:
     """What hosts without collectives leave in the launch folder for each other.
 
-    None waits for another: hosts may come late to shared work, and may never come.
+    None waits for another much longer than hosts started together are apart: they may come late
+    to shared work, and may never come.
 
     Attributes:
         launch_id: an earlier launch's cards, left in the same folder, are not looked at.
@@ -86,9 +89,16 @@ class Cards:
         card = {"host": socket.gethostname(), **facts(paths)}
         write_atomically(self.folder / self._name(str(index)), json.dumps(card) + "\n")
 
-    def compare(self) -> None:
-        """As ``compare`` does, all that have been left so far."""
-        paths = sorted(self.folder.glob(self._name("*")))
+    def compare(self, expected: int = 0, seconds: float = TOGETHER) -> None:
+        """As ``compare`` does, all that have been left so far, or ``expected`` in so many seconds.
+
+        If all see each other at the start, all end at once, and none waits for one that has left.
+        """
+        end = time.monotonic() + seconds
+        while len(paths := sorted(self.folder.glob(self._name("*")))) < expected:
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
         compare([json.loads(path.read_bytes()) for path in paths])
 
     def _name(self, index: str) -> str:

@@ -192,7 +192,7 @@ def _run_on_hosts(job: Job, place: _Place) -> None:
         cards.leave(
             share.index, agreement.local_paths(job.recipe.stages[name] for name in job.stages)
         )
-        cards.compare()
+        cards.compare(share.count)
     with _alone(job, run):
         for name in job.stages:
             context = chain.join(job.recipe, run, name, share)

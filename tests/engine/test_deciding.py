@@ -169,6 +169,7 @@ def test_a_stage_ends_early_and_exports_its_best_step(place: Path, ended: Path) 
     assert (lineage["step"], lineage["choice"]) == (best, told)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("point", ["optimizer:step=1", "optimizer:step=3", "checkpoint.prune"])
 def test_a_killed_run_chooses_and_ends_alike(
     place: Path, ended: Path, tmp_path: Path, point: str
@@ -262,6 +263,7 @@ def test_it_goes_back_to_where_nothing_was_forgotten(rolled_back: Path) -> None:
     assert [line["lr"] for line in metrics] == pytest.approx([1e-3] * to + [1e-4] * (STEPS - to))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("point", ["rollback", "rolled_back", "data:step=11,nth=1"])
 def test_a_run_that_dies_around_a_rollback_ends_alike(
     place: Path, rolled_back: Path, tmp_path: Path, point: str
@@ -360,6 +362,7 @@ def test_the_order_that_is_shown_is_the_one_that_was_read(place: Path, tmp_path:
     assert shown[0] == shown[1]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("point", ["optimizer:step=1", "optimizer:step=3"])
 def test_more_replay_goes_on_over_a_resume(place: Path, tmp_path: Path, point: str) -> None:
     asked = large(place, MORE)

@@ -312,8 +312,11 @@ _TAIL = r"""
 run_all
 code=$?
 
-# 75: saved and ended. 138: ended by SIGUSR1 where there was nothing to save; it goes on, too.
-if [ "$code" -eq 75 ] || [ "$code" -eq 138 ]; then
+# 75: saved and ended. 138: ended by SIGUSR1 where there was nothing to save. 5, 137: a process or
+# host was lost, which the run may see before Slurm does. These go on; other ends would come again.
+again=
+case "$code" in 5 | 75 | 137 | 138) again=yes ;; esac
+if [ -n "$again" ]; then
     if [ "$(progress)" = "$before" ] && [ "$idle" -ge 1 ]; then
         echo "onward: twice without progress; not requeued" >&2
     elif [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null)" = RUNNING ]; then

@@ -1,4 +1,4 @@
-"""A job of a real Slurm that is told of its end, saves, and goes on under the same number."""
+"""Jobs of a real Slurm that are told of their end, or lose a host, and go on under their number."""
 
 import sys
 from dataclasses import dataclass
@@ -30,22 +30,46 @@ def requeued(queue: Slurm, data: Path, name: str) -> Requeued:
 
     It is sent by ``scancel``: time limits are whole minutes.
     """
+    # A step that takes its time.
+    job, number = _at_sixth_step(queue, data, name, "sleep@forward:step=6,seconds=10")
+    queue.do("scancel", "--batch", "--signal=USR1", number)
+    _wait_for_requeue(queue, number)
+    return _at_its_end(queue, job, number)
+
+
+def lost_and_requeued(queue: Slurm, data: Path, name: str) -> Requeued:
+    """The same, but the second host loses its power in mid-step, and comes back."""
+    fault = "sleep@forward:rank=1,step=6,seconds=600"
+    job, number = _at_sixth_step(queue, data, name, fault)
+    second = queue.cluster.hosts[1]
+    second.power_off()
+    _wait_for_requeue(queue, number)
+    second.boot()
+    return _at_its_end(queue, job, number)
+
+
+def _at_sixth_step(queue: Slurm, data: Path, name: str, fault: str) -> tuple[Job, str]:
+    """A job whose fault strikes once, and its number."""
     job = Job(queue.cluster, data, name)
     script = job.place / "job.sbatch"
     words = ["launch-script", str(job.recipe), "--nodes", "2", "--tasks-per-node", "1"]
     words += ["--output", str(script), "--set", f"output={job.log}"]
     first = queue.cluster.hosts[0]
     first.run([sys.executable, "-m", "launcher", *words], cwd=job.place).check_returncode()
-    # A step that takes its time.
-    fault = {"ONWARD_FAULT": "sleep@forward:step=6,seconds=10", "ONWARD_FAULT_LOG": str(job.struck)}
     own = job.place / ".deepspeed_env"
-    own.write_text("".join(f"{key}={value}\n" for key, value in fault.items()))
+    own.write_text(f"ONWARD_FAULT={fault}\nONWARD_FAULT_LOG={job.struck}\n")
     number = queue.submit(script)
     wait_until(job.struck.exists, LONGEST, "the sixth step")
-    queue.do("scancel", "--batch", "--signal=USR1", number)
+    own.unlink()
+    return job, number
+
+
+def _wait_for_requeue(queue: Slurm, number: str) -> None:
     wait_until(
         lambda: queue.facts(number)["Restarts"] == "1", LONGEST, "the job in the queue again"
     )
-    own.unlink()
+
+
+def _at_its_end(queue: Slurm, job: Job, number: str) -> Requeued:
     state = queue.wait(number, ENDED, LONGEST)
     return Requeued(job, state, int(queue.facts(number)["Restarts"]), job.log.read_text())

@@ -22,6 +22,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/linear
 SchedulerType=sched/builtin
+SchedulerParameters=sched_interval=5
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2

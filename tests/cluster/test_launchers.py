@@ -12,7 +12,7 @@ import pytest
 from configs.errors import ResourceError
 from tests.cluster.hosts import Cluster, cluster
 from tests.cluster.jobs import LONGEST, Job
-from tests.cluster.requeueing import requeued
+from tests.cluster.requeueing import lost_and_requeued, requeued
 from tests.cluster.slurm import ENDED, Slurm, slurm
 from tests.cluster.switch import SYSTEM_PATH
 from tests.launcher.pretraining import make_data
@@ -103,6 +103,15 @@ def test_a_job_saves_before_its_end_and_goes_on_when_it_is_requeued(
     assert told.state == "COMPLETED", told.said
     assert told.restarts == 1
     assert "its state saved" in told.said
+    assert told.job.numbers() == whole
+
+
+def test_a_job_that_loses_a_host_goes_on_when_it_is_requeued(
+    queue: Slurm, data: Path, whole: Any
+) -> None:
+    told = lost_and_requeued(queue, data, "lost")
+    assert told.state == "COMPLETED", told.said
+    assert told.restarts == 1
     assert told.job.numbers() == whole
 
 

@@ -31,6 +31,8 @@ from launcher.secrecy import mask
 logger = logging.getLogger(__name__)
 _LOST_PEER = (
     "connection closed by peer",
+    "connection was likely closed",
+    "remote process exiting prematurely",
     "connection reset",
     "broken pipe",
     "connection refused",

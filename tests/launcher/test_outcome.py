@@ -50,6 +50,24 @@ def test_an_unexpected_exception_names_rank_and_traceback(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        "Connection closed by peer [127.0.0.1]:29500",
+        # torch's store
+        "Failed to recv, got 0 bytes. Connection was likely closed.",
+        "Failed to send, sent 0 bytes. Connection was likely closed.",
+        # NCCL
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting"
+        " prematurely.",
+    ],
+)
+def test_what_only_tells_of_another_ranks_end_is_an_echo(tmp_path: Path, said: str) -> None:
+    found = explain([outcome(0), error(1, "DistNetworkError", said)], 2, 247, tmp_path)
+    assert isinstance(found, LaunchError)
+    assert "rank 0 (process 100 on h): killed" in str(found)
+
+
+@pytest.mark.parametrize(
     ("code", "name"), [(247, "SIGKILL"), (245, "SIGSEGV"), (-9, "SIGKILL"), (1, "not known")]
 )
 def test_a_rank_without_a_last_word_was_killed(tmp_path: Path, code: int, name: str) -> None:

@@ -1,5 +1,6 @@
 """Values that are written as YAML are read back as the same values, strings as strings."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from configs.yaml_source import read_yaml, yaml_text
 
+# A recipe refuses what looks like a shell's variable.
+VARIABLE = re.compile(r"\$[{A-Za-z_]")
 # What a text is taken for if it stands there without quotes.
 LOOKALIKES = st.from_regex(
     r"\A([-+]?[0-9_]{1,4}(\.[0-9_]{0,3})?([eE][-+]?[0-9]{1,5})?|0[xob][0-9a-f]{1,4}"
@@ -17,7 +20,7 @@ LOOKALIKES = st.from_regex(
 TEXTS = st.one_of(
     LOOKALIKES,
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20),
-)
+).filter(lambda text: not VARIABLE.search(text))
 VALUES = st.recursive(
     st.one_of(
         TEXTS,

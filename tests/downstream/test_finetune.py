@@ -141,6 +141,7 @@ ADAPTATIONS = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ADAPTATIONS)
 def test_a_task_is_learned_by_an_adaptation_and_the_head(place, monkeypatch, name):
     from downstream import table

@@ -31,6 +31,7 @@ def both(place: Path, name: str) -> list[list[dict[str, Any]]]:
     return [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
 
 
+@pytest.mark.grid
 def test_all_ranks_decide_alike_and_again_after_the_end(place: Path) -> None:
     assert json.loads((place / "answers.json").read_text()) == [[2, 2], [2, 2]]
     told = [json.loads((place / run / "choice.json").read_text()) for run in ("zero3", "plain")]

@@ -67,6 +67,7 @@ def made(folder: Path, shape: str, *, recomputed: bool = False) -> tuple[Learner
     return pair[0], pair[1]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("shape", "recomputed"), [("bert_tiny", False), ("gpt2_tiny", True)])
 def test_two_graphs_whatever_the_batches_and_what_they_compute(tmp_path, traced, shape, recomputed):
     learner, plain = made(tmp_path, shape, recomputed=recomputed)

@@ -161,6 +161,7 @@ def on_the_cpu(operators: dict[str, str], fakes: Fakes, monkeypatch: pytest.Monk
     return fakes
 
 
+@pytest.mark.grid
 @pytest.mark.processes
 @pytest.mark.skipif(shutil.which("pdsh") is None, reason="pdsh is not installed")
 def test_two_ranks_by_real_pdsh_over_a_stand_in_for_ssh(

@@ -162,7 +162,9 @@ def test_a_hub_name_that_is_not_here_cannot_be_told(
 def test_a_batch_that_does_not_divide_names_the_numbers_that_would(tmp_path: Path) -> None:
     made = planned(tmp_path, cluster=Cluster(1, 3, find_device("h100")), names=())
     assert len(made.errors) == len(made.stages) == 4
-    assert re.match(r"stage base: .* over 3 ranks: .*; it can be over 1, 2 ranks", str(made.errors[0]))
+    assert re.match(
+        r"stage base: .* over 3 ranks: .*; it can be over 1, 2 ranks", str(made.errors[0])
+    )
     with pytest.raises(RecipeError, match="no pretraining stage 'rows' in this recipe; it has b"):
         entries(tmp_path, names=["rows"])
 

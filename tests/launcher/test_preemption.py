@@ -73,6 +73,7 @@ def test_signals_anywhere_save_the_state_and_change_nothing(
     assert numbers(launches.output) == whole
 
 
+@pytest.mark.grid
 def test_who_cannot_save_in_time_is_ended_and_the_last_checkpoint_stands(
     warm: WarmWorkers, data: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from engine.optimization import AdamW
 from tests.engine import tiny
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-5), ("bf16", 2e-2)])
 @pytest.mark.parametrize("shape", ["bert_tiny", "modernbert_tiny", "llama_tiny"])
 def test_losses_stay_as_they_were(tmp_path, shape, precision, within):

@@ -93,6 +93,7 @@ def losses(folder: Path) -> list[float]:
 GO_ON = [plan["name"] for plan in (*TWO_RANKS, *ONE_RANK) if "frozen" not in plan]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", [*GO_ON, "fp32_2_universal", "bf16_3_universal"])
 def test_the_curve_goes_on_as_it_would_there(made: Path, tmp_path: Path, name: str) -> None:
     plan = next(p for p in (*TWO_RANKS, *ONE_RANK) if p["name"] == name.removesuffix("_universal"))
